@@ -32,8 +32,9 @@ import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+T = TypeVar("T")
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
 SIZES, QUICK = (1_000, 10_000, 100_000, 1_000_000), (500, 1_000)
@@ -110,7 +111,7 @@ class Phases:
     def __init__(self) -> None:
         self.figures: dict[str, dict[str, float]] = {}
 
-    def run(self, name: str, work: Callable[[], Any]) -> Any:
+    def run(self, name: str, work: Callable[[], T]) -> T:
         gc.collect()
         Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here on
         started = time.process_time()

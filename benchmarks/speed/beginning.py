@@ -10,8 +10,10 @@ difference between the scores, in nats, and that of the gradients, relative to t
 of rounding.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import torch
@@ -94,12 +96,13 @@ def compare_steps(experiment: Experiment, model: DomainModel, dataset: Dataset) 
     experiment.figure(f"{label}, gradients apart", "", [apart], better="less")
 
 
+def flags_of(add: Callable[..., Any]) -> None:
+    add("--base", type=Path, help="a pretrained base; default: the embedded")
+    add("--rows", type=int, default=48, help="test rows")
+
+
 def main() -> None:
-    experiment = Experiment(
-        "beginning", __doc__,
-        add=lambda add: [add("--base", type=Path, help="a pretrained base; default: the embedded"),
-                         add("--rows", type=int, default=48, help="test rows")],
-    )  # fmt: skip
+    experiment = Experiment("beginning", __doc__, add=flags_of)
     flags = experiment.flags
     with TemporaryDirectory() as out:
         model = DomainModel.from_pretrained(

@@ -232,7 +232,7 @@ def on_embedded_questions() -> None:
                   f"ours {times['ours'][-1]:.2f} s")  # fmt: skip
         memory = []
         for fold in (1, 4):
-            large = Part("questions", part.task, part.rows * fold)
+            large = Part("questions", part.task, [*part.rows] * fold)
             ours(model, large)
             memory.append(peak_memory(model.base.device))
     medians = {name: statistics.median(found) for name, found in times.items()}

@@ -47,6 +47,7 @@ class Planned:
     parameters: int
     head: bool = False
     pairs: bool = False
+    whole: bool = False
 
     @property
     def train(self) -> Sequence[EncodedExample]:

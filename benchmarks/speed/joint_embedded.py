@@ -12,8 +12,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
-from joint import RANK, Ours
+from joint import Ours
 from measure import Experiment, ratios
+from training import RANK
 
 from lora_domains import DomainModel
 from lora_domains.console import Display

@@ -48,27 +48,27 @@ class Experiment:
         parser = argparse.ArgumentParser(
             description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
         )
-        more, add = add, parser.add_argument
-        if more is not None:
-            more(add)
-        add("--device", default="cpu", help="cpu or cuda; default: %(default)s")
+        flag = parser.add_argument
+        if add is not None:
+            add(flag)
+        flag("--device", default="cpu", help="cpu or cuda; default: %(default)s")
         if shapes:
-            add(
+            flag(
                 "--shape", nargs="+", choices=("0.5b", "7b"), default=[None],
                 help="random Llamas of 0.5 or 7 billion parameters; default: 55 million",
             )  # fmt: skip
         if dtypes:
-            add(
+            flag(
                 "--dtype", nargs="+", choices=list(DTYPES), default=list(dtypes), help="of the base"
             )
-        add(
+        flag(
             "--threads",
             type=int,
             help=f"of torch on the CPU; default: 1, elsewhere {THREADS} to load bases and adapters",
         )
-        add("--rounds", type=int, help=f"of each comparison; default: {ROUNDS}, 2 if quick")
-        add("--quick", action="store_true", help="a small model and few rounds, to try the script")
-        add(
+        flag("--rounds", type=int, help=f"of each comparison; default: {ROUNDS}, 2 if quick")
+        flag("--quick", action="store_true", help="a small model and few rounds, to try the script")
+        flag(
             "--out",
             type=Path,
             help="folder of the JSON; default: benchmarks/results, none if quick",
@@ -184,7 +184,6 @@ class Experiment:
 
         ``runs`` are the seconds of ``work`` without the profiler, which makes launches slower.
         """
-        from torch.autograd import DeviceType
         from torch.profiler import ProfilerActivity, profile
 
         cuda = self.device.startswith("cuda")
@@ -192,8 +191,8 @@ class Experiment:
         with profile(activities=kinds) as seen:
             work()
             synchronize(self.device)
-        where = DeviceType.CUDA if cuda else DeviceType.CPU
-        events = [each for each in seen.key_averages() if each.device_type == where]
+        where = "CUDA" if cuda else "CPU"
+        events = [each for each in seen.key_averages() if each.device_type.name == where]
         spent = {each.key: _own_time(each, cuda) / 1e6 for each in events}
         of = "kernels" if cuda else "operators"
         self.figure(f"{name}, {of} of a step", "", float(sum(each.count for each in events)))

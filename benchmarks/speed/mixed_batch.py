@@ -82,7 +82,7 @@ def forward(test: Bench, model: DomainModel, peft: Any,
 def generating(test: Bench, model: DomainModel, peft: Any) -> dict[str, Work]:
     prompts, works = test.prompts(ROWS, PROMPT), {}
     # Weights are random: without a minimum, rows could end early for one contender only.
-    length = {"max_new_tokens": NEW, "min_new_tokens": NEW}
+    length: dict[str, Any] = {"max_new_tokens": NEW, "min_new_tokens": NEW}
     device = test.experiment.device
 
     def ours(domains: list[str] | None) -> Work:

@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 from measure import Experiment, ratios
 from shape import bench
@@ -99,7 +100,7 @@ def main() -> None:
         with served(model) as port:
             clients = Clients(port, requests)
             works = {"in Python": in_python}
-            works |= {f"{n} at once": lambda n=n: clients.send(n) for n in (1, CLIENTS)}
+            works |= {f"{n} at once": partial(clients.send, n) for n in (1, CLIENTS)}
             shares = []
             runs = experiment.turns(works, per=count, after={
                 f"{n} at once": lambda: shares.append(same(clients.answers)) for n in (1, CLIENTS)

@@ -222,7 +222,7 @@ def save_random(folder: Path, adapter: Adapter, base: Base) -> None:
 
 
 @contextmanager
-def bench(experiment: Experiment, large: str | None = None) -> Any:
+def bench(experiment: Experiment, large: str | None = None) -> Iterator[Bench]:
     """A ``Bench`` in a temporary folder, without gradients; its figures begin with its name."""
     quiet_imports()
     experiment.prefix = f"{large}, " if large else ""

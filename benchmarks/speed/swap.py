@@ -8,6 +8,7 @@ Of the large shapes fewer adapters are loaded, and fewer threads ask.
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -67,11 +68,11 @@ def compare(experiment: Experiment, models: dict[int, DomainModel], peft: Any, f
 
         runs = experiment.turns(
             {
-                "ours": lambda model=model: model.load_adapter(folders[0], name="extra"),
+                "ours": partial(model.load_adapter, folders[0], name="extra"),
                 "peft": lambda: peft.load_adapter(folders[0], adapter_name="extra"),
             },
             after={
-                "ours": lambda model=model: model.unload("extra"),
+                "ours": partial(model.unload, "extra"),
                 "peft": lambda: peft.delete_adapter("extra"),
             },
         )
@@ -167,11 +168,13 @@ def threads(experiment: Experiment, test: Bench, model: DomainModel, peft: Any) 
 
     def ours(name: str) -> torch.Tensor:
         with model.using(name):
-            return model(input_ids=ids).logits.float()
+            logits: torch.Tensor = model(input_ids=ids).logits.float()
+        return logits
 
     def theirs(name: str) -> torch.Tensor:
         peft.set_adapter(name)
-        return peft(input_ids=ids).logits.float()
+        logits: torch.Tensor = peft(input_ids=ids).logits.float()
+        return logits
 
     for count in (2,) if test.large else (2, 4, 8):
         experiment.say(f"{count} threads")

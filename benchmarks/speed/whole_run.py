@@ -113,8 +113,8 @@ def compare(experiment: Experiment, name: str, files: dict[str, Path], base: Pat
         experiment.figure(f"{label}: time of a script padding to the {padding}, over ours", "×",
                           over, at_least=GOALS[padding])  # fmt: skip
     experiment.figure(f"{label}: a whole run", "s", runs["ours"], runs.get("longest"))
-    for phase, spent in parts.items():
-        experiment.figure(f"{label}: our {phase}", "s", spent)
+    for phase, in_rounds in parts.items():
+        experiment.figure(f"{label}: our {phase}", "s", in_rounds)
 
 
 def drawn(source: Path, most: int | None, folder: Path) -> Path:

@@ -37,7 +37,8 @@ def run(balance: str, seed: int, base: Path, folder: Path) -> dict[str, Any]:
     from lora_domains.stats.thresholds import label_thresholds
 
     task = Classification(head=True, positive="spam")
-    data = Data(**sampled(folder / "sms_spam" / "train.jsonl", seed), drop_leaks=True)
+    rows = sampled(folder / "sms_spam" / "train.jsonl", seed)
+    data = Data(rows["train"], rows["validation"], rows["test"], drop_leaks=True)
     settings = {"seed": seed, "epochs": EPOCHS, "balance": None if balance == "none" else balance}
     with fitted(with_settings(Domain("spam", task, data), **settings), base) as (
         record, dataset, scorer,
@@ -45,11 +46,14 @@ def run(balance: str, seed: int, base: Path, folder: Path) -> dict[str, Any]:
         parts = {"validation": dataset.validation, "spare": dataset.test}
         scores = {name: own_scores(dataset, scorer, part) for name, part in parts.items()}
     positive = dataset.domain.task.positive_index
+    assert positive is not None
     targets = {n: np.array([row.encoded.target for row in part]) for n, part in parts.items()}
     truth = {name: part == positive for name, part in targets.items()}
     chances = {n: np.array([score["positive"] for score in part]) for n, part in scores.items()}
     spare = scores["spare"]
-    (threshold,) = label_thresholds(chances["validation"][:, None], truth["validation"][:, None])
+    chosen = label_thresholds(chances["validation"][:, None], truth["validation"][:, None])
+    assert chosen is not None
+    (threshold,) = chosen
     tuned = [{**score, "prediction": positive if chance >= threshold else 1 - positive}
              for score, chance in zip(spare, chances["spare"], strict=True)]  # fmt: skip
     confidence, predicted, brier = (

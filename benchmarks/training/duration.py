@@ -13,6 +13,8 @@ import argparse
 import json
 import tempfile
 import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -22,8 +24,8 @@ from unittest.mock import patch
 
 import torch
 
-from lora_domains import Classification, Data, Domain, DomainModel, Training, console, load_domain
-from lora_domains.console import EVALUATION, Clock, Display
+from lora_domains import Classification, Data, Domain, DomainModel, Training, load_domain
+from lora_domains.console import EVALUATION, Clock, Display, clock
 from lora_domains.evaluation.verdict_run import evaluation_seconds
 from lora_domains.probes.suite import embedded
 from lora_domains.training.estimate import estimate
@@ -49,6 +51,11 @@ def declared(name: str, rows: Path) -> Domain:
         str(folder / "train.jsonl"), test=str(folder / "test.jsonl"), limit=limit, drop_leaks=True
     )
     return Domain(name, task, data, training=training)
+
+
+def timed_by(seconds: Callable[[], float]) -> AbstractContextManager[object]:
+    """Inside, the phases of runs are timed by ``seconds``."""
+    return patch.object(clock, "time", SimpleNamespace(monotonic=seconds))
 
 
 def compared(name: str, bases: Path, rows: Path, out: Path) -> dict[str, Any]:
@@ -88,13 +95,10 @@ def main() -> None:
     parser.add_argument("--rows", type=Path, required=True)
     parser.add_argument("--cpu", action="store_true")
     flags = parser.parse_args()
-    clock = time.process_time if flags.cpu else time.monotonic
     runs = json.loads(RESULTS.read_text())["runs"] if RESULTS.exists() else {}
     for name in flags.names:
-        with (
-            tempfile.TemporaryDirectory() as out,
-            patch.object(console, "time", SimpleNamespace(monotonic=clock)),
-        ):
+        seconds = time.process_time if flags.cpu else time.monotonic
+        with tempfile.TemporaryDirectory() as out, timed_by(seconds):
             runs[name] = compared(name, flags.bases, flags.rows, Path(out))
         runs[name] |= {"clock": "cpu" if flags.cpu else "wall", "threads": torch.get_num_threads()}
         print(json.dumps(runs[name], indent=1), flush=True)

@@ -37,9 +37,15 @@ from functools import cached_property
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import mean
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from lora_domains import Domain, DomainModel
+    from lora_domains.data.source import Source
+    from lora_domains.evaluation.scorer import Part
+    from lora_domains.tokenization.encoded import EncodedExample
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "general.json"
@@ -104,6 +110,7 @@ class Worker:
         """Train one way on one domain with one seed, and measure the adapter."""
         from lora_domains.analysis.scale_curve import scaled
         from lora_domains.console import Display
+        from lora_domains.dataset import load_dataset
         from lora_domains.domain import with_settings
         from lora_domains.training.plan import derived_rate, make_plan
 
@@ -114,7 +121,9 @@ class Worker:
         general = toy_texts() if settings.pop("general", None) else None
         domain = declared(name, self.options, general)
         if rewrite:
-            rows = rewritten(self.model, domain.data.train)
+            train = domain.data.train
+            assert isinstance(train, list)
+            rows = rewritten(self.model, train)
             domain = replace(domain, data=replace(domain.data, train=rows))
         if "lr" in settings:
             settings["lr"] *= derived_rate(self.model.base)[0]
@@ -123,7 +132,8 @@ class Worker:
         )
         model = self.model
         model.display = Display(quiet=True)
-        dataset = model.dataset(domain)
+        # The model's own dataset of these rows may have the texts of the way before.
+        dataset = load_dataset(domain, model.base, model.display)
         _ = dataset.general.predictions  # what the base writes once is no part of a run
         plan = make_plan(model.base, dataset)
         card = model.fit(domain)
@@ -195,7 +205,7 @@ class Worker:
         return found
 
     @cached_property
-    def questions(self) -> list[tuple[str, Any]]:
+    def questions(self) -> list[tuple[str, "Part"]]:
         """OpenBookQA, facts of the embedded world and instructions, each as a part to score."""
         from lora_domains.evaluation.contenders import probe_part
         from lora_domains.probes.instructions import instruction_probe, instructions
@@ -223,7 +233,7 @@ class Worker:
         return found
 
     @cached_property
-    def wikitext(self) -> list[Any]:
+    def wikitext(self) -> list["EncodedExample"]:
         """Paragraphs of WikiText, 256 tokens at most."""
         from lora_domains.inference.likelihoods import start_of_text
         from lora_domains.tasks import Example
@@ -239,7 +249,7 @@ class Worker:
         return [tokenization.windows(text)[0] for text in texts[: self.options.questions // 4]]
 
     @cached_property
-    def own_test(self) -> list[Any]:
+    def own_test(self) -> list["EncodedExample"]:
         """Texts of the base that no run reads."""
         from lora_domains.console import Display
         from lora_domains.tokenization.tokenization import Tokenization
@@ -266,7 +276,7 @@ TEXTS = ("text", "question", "context", "answer")
 """Columns whose length counts."""
 
 
-def declared(name: str, options: argparse.Namespace, general: Any) -> Any:
+def declared(name: str, options: argparse.Namespace, general: "Source | None") -> "Domain":
     """The domain ``name`` with the rows that all ways train on and are measured by."""
     from lora_domains import Classification, Data, Domain, Generation
 
@@ -309,7 +319,7 @@ REWRITE = (
 )
 
 
-def rewritten(model: Any, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def rewritten(model: "DomainModel", rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """``rows`` with answers that the base wrote after reading the given ones; an answer that shares
     too few words with the given one is not taken."""
     from lora_domains.inference.generation import generate

@@ -22,10 +22,16 @@ from functools import partial
 from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from lora_domains import Domain
+    from lora_domains.dataset import Dataset
+    from lora_domains.evaluation.scorer import Scorer
+    from lora_domains.tokenization.encoded import EncodedRow
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "heads.json"
@@ -69,7 +75,8 @@ def run(way: str, rows: str, seed: int, base: Path, folder: Path) -> dict[str, A
     counts = {"train": options.pop("train"), "spare": options.pop("spare", SPARE)}
     parts = sampled(folder / name / "train.jsonl", **counts, seed=seed)
     positive = options.get("positive")
-    domain = Domain(name, Classification(head=True, **options), Data(**parts, drop_leaks=True),
+    data = Data(parts["train"], parts["validation"], parts["test"], drop_leaks=True)
+    domain = Domain(name, Classification(head=True, **options), data,
                     metric="f1" if positive else "accuracy")  # fmt: skip
     domain = with_settings(domain, seed=seed, **settings)
     with ExitStack() as stack:
@@ -78,12 +85,12 @@ def run(way: str, rows: str, seed: int, base: Path, folder: Path) -> dict[str, A
         if strength is None:
             stack.enter_context(patch.object(loop, "probe_head", lambda head, *_: head))
         record, dataset, scorer = stack.enter_context(fitted(domain, base))
+        adapter = own_scores(dataset, scorer, dataset.test)
+        probe = frozen_features(BaselineInputs(scorer, dataset, dataset.test))
+        assert probe is not None
         scores = {
             who: metric_of(domain.primary_metric, dataset, records)
-            for who, records in (
-                ("adapter", own_scores(dataset, scorer, dataset.test)),
-                ("probe", frozen_features(BaselineInputs(scorer, dataset, dataset.test))),
-            )
+            for who, records in (("adapter", adapter), ("probe", probe))
         }
     return {"way": way, "rows": rows, "seed": seed, **scores, **record}
 
@@ -92,7 +99,9 @@ def run(way: str, rows: str, seed: int, base: Path, folder: Path) -> dict[str, A
 
 
 @contextmanager
-def fitted(domain: Any, base: Path | None) -> Iterator[tuple[dict[str, Any], Any, Any]]:
+def fitted(
+    domain: "Domain", base: Path | None
+) -> Iterator[tuple[dict[str, Any], "Dataset", "Scorer"]]:
     """An adapter that is trained on ``domain`` by one thread: what is stored of its training, its
     dataset, and a scorer that has it."""
     import torch
@@ -105,6 +114,7 @@ def fitted(domain: Any, base: Path | None) -> Iterator[tuple[dict[str, Any], Any
     with tempfile.TemporaryDirectory() as out:
         model = DomainModel.from_pretrained(base, out=out, display=Display(quiet=True))
         card = model.fit(domain)
+        assert card is not None
         dataset, training = model.dataset(domain.name), card.adapter.training
         keys = ("lr", "batch_size", "epochs", "best_epoch", "seconds")
         yield {
@@ -114,7 +124,9 @@ def fitted(domain: Any, base: Path | None) -> Iterator[tuple[dict[str, Any], Any
         }, dataset, Scorer(model.bank, Display(quiet=True))  # fmt: skip
 
 
-def own_scores(dataset: Any, scorer: Any, rows: Sequence[Any]) -> list[dict[str, Any]]:
+def own_scores(
+    dataset: "Dataset", scorer: "Scorer", rows: Sequence["EncodedRow"]
+) -> list[dict[str, Any]]:
     """The records of the adapter of ``dataset`` on ``rows``."""
     from lora_domains.evaluation.scorer import Part
 
@@ -122,7 +134,7 @@ def own_scores(dataset: Any, scorer: Any, rows: Sequence[Any]) -> list[dict[str,
     return scorer.scores(Part(name, dataset.domain.task, rows), [name])[name]
 
 
-def metric_of(name: str, dataset: Any, records: Sequence[dict[str, Any]]) -> float | None:
+def metric_of(name: str, dataset: "Dataset", records: Sequence[dict[str, Any]]) -> float | None:
     """A metric of ``records``, which are those of the spare rows."""
     from lora_domains.verdict.metrics import metric_named
     from lora_domains.verdict.scores import ScoreTable
@@ -178,7 +190,10 @@ def carry_out(
 
 def stored_runs(results: Path) -> list[dict[str, Any]]:
     """The runs in ``results``; none where there is no such file."""
-    return json.loads(results.read_text())["runs"] if results.exists() else []
+    runs: list[dict[str, Any]] = []
+    if results.exists():
+        runs = json.loads(results.read_text())["runs"]
+    return runs
 
 
 def sampled(

@@ -11,16 +11,20 @@ the domain's rows (Jain et al. 2023, arXiv 2310.05914); validation, general text
 read without. Scores are those of spare rows of the training split, with the default settings.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
 import numpy as np
 from heads import carry_out, command, fitted, metric_of, own_scores
+
+if TYPE_CHECKING:
+    from lora_domains.data.source import Source
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "neftune.json"
@@ -40,12 +44,14 @@ def run(alpha: float, rows: str, seed: int, base: Path, folder: Path) -> dict[st
 
     if rows in RECIPES:
         domain = load_domain(ROOT / "recipes" / f"{rows}.py")
-        source: Any = domain.data.train
+        source = domain.data.train
     else:
         positive = "spam" if rows == "sms_spam" else None
         domain = Domain(rows, Classification(head=True, positive=positive), Data("rows"))
         source = folder / rows / "train.jsonl"
-    data = Data(**sampled(source, seed), drop_leaks=True)
+    assert source is not None
+    parts = sampled(source, seed)
+    data = Data(parts["train"], parts["validation"], parts["test"], drop_leaks=True)
     domain = replace(domain, data=data, training=Training(seed=seed))
     with noise(alpha), fitted(domain, None if rows in RECIPES else base) as (
         record, dataset, scorer,
@@ -63,19 +69,19 @@ def noise(alpha: float) -> Iterator[None]:
     """Inside, the embeddings of a domain's rows are noisy in training."""
     import torch
 
-    from lora_domains.training.gradients import Gradients
+    from lora_domains.training.gradients import Gradients, Passes
 
     plain = Gradients._domain_gradients
 
-    def noisy(self: Gradients, *given: Any) -> Any:
+    def noisy(self: Gradients, passes: Passes, total: int) -> torch.Tensor:
         def add(_module: Any, _given: Any, embedded: torch.Tensor) -> torch.Tensor:
             # Rows of a pass have almost the same length; what falls on padding is masked.
-            size = alpha / np.sqrt(embedded.shape[1] * embedded.shape[2])
+            size = alpha / math.sqrt(embedded.shape[1] * embedded.shape[2])
             return embedded + size * (2 * torch.rand_like(embedded) - 1)
 
         hook = self.model.get_input_embeddings().register_forward_hook(add)
         try:
-            return plain(self, *given)
+            return plain(self, passes, total)
         finally:
             hook.remove()
 
@@ -83,7 +89,7 @@ def noise(alpha: float) -> Iterator[None]:
         yield
 
 
-def sampled(source: Any, seed: int) -> dict[str, list[dict[str, Any]]]:
+def sampled(source: "Source", seed: int) -> dict[str, list[dict[str, Any]]]:
     """Spare, validation and training rows drawn from the training split by ``seed``."""
     from lora_domains.data.readers import read
 

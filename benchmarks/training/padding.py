@@ -11,12 +11,12 @@ row, as a loop without passes does.
 
 import argparse
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parents[1] / "results" / "padding.json"
-RUNS = {
+RUNS: dict[tuple[str, str], dict[str, Any]] = {
     ("sms_spam", "minilm"): {"label": "label"},
     ("banking77", "minilm"): {"label": "label"},
     ("pubmedqa", "minilm"): {"text": ("context", "question"), "label": "label"},
@@ -37,6 +37,7 @@ def run(rows: str, base: str, columns: dict[str, Any], flags: argparse.Namespace
     from lora_domains.console import Display
     from lora_domains.inference.batches import micro_batches
     from lora_domains.modeling.batching import epoch_batches
+    from lora_domains.tokenization.encoded import EncodedExample
     from lora_domains.training.plan import derived_batch, derived_epochs
 
     task = (
@@ -55,7 +56,7 @@ def run(rows: str, base: str, columns: dict[str, Any], flags: argparse.Namespace
                for part in epoch_batches([len(row) for row in train], batch, 0, 0)]  # fmt: skip
     vocabulary = 0 if base in HEADS else model.base.vocabulary
 
-    def passes(device: str) -> Iterator[Any]:
+    def passes(device: str) -> Iterator[Sequence[EncodedExample]]:
         for part in batches:
             yield from micro_batches(part, torch.device(device), vocabulary=vocabulary)
 
@@ -69,7 +70,7 @@ def run(rows: str, base: str, columns: dict[str, Any], flags: argparse.Namespace
     }  # fmt: skip
 
 
-def padding(parts: Iterable[Any]) -> float:
+def padding(parts: Iterable[Sequence[Sized]]) -> float:
     """The share of padding in ``parts``, each padded to its longest row."""
     lengths = [[len(row) for row in part] for part in parts]
     padded = sum(len(part) * max(part) for part in lengths)

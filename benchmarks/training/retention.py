@@ -28,9 +28,16 @@ from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from lora_domains import DomainModel
+    from lora_domains.dataset import Dataset
+    from lora_domains.probes.suite import Suite
+    from lora_domains.tasks import Example
+    from lora_domains.tokenization.encoded import EncodedExample
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "retention.json"
@@ -84,6 +91,7 @@ def run(job: tuple[str, str, int], rows: int = ROWS, epochs: int = EPOCHS) -> di
     with tempfile.TemporaryDirectory() as out:
         model = DomainModel.from_pretrained(out=out, display=Display(quiet=True), device="cpu")
         card = model.fit(declared)
+        assert card is not None
         training = card.adapter.training
         measured = measure(model, name)
         at_scales = []
@@ -99,7 +107,7 @@ def run(job: tuple[str, str, int], rows: int = ROWS, epochs: int = EPOCHS) -> di
     }  # fmt: skip
 
 
-def measure(model: Any, domain: str, adapter: str | None = None) -> dict[str, float]:
+def measure(model: "DomainModel", domain: str, adapter: str | None = None) -> dict[str, float]:
     """Domain metric on validation and test rows, general knowledge lost, KL and nats."""
     from lora_domains.inference.likelihoods import drift
 
@@ -128,17 +136,20 @@ def measure(model: Any, domain: str, adapter: str | None = None) -> dict[str, fl
     }
 
 
-def score(model: Any, dataset: Any, rows: Sequence[Any], route: str | None) -> float:
-    from lora_domains.inference.likelihoods import choice_logprobs
+def score(
+    model: "DomainModel", dataset: "Dataset", rows: Sequence["Example"], route: str | None
+) -> float:
+    from lora_domains.inference.scores import model_scores
     from lora_domains.training.validation import validation_figures
 
     items = dataset.tokenization.encode_all(rows)
-    with model.bank.routed(route):
-        found = choice_logprobs(model.base.model, items, model.base.pad)
+    found = model_scores(model.bank, dataset.domain.task, items, [], route)
     return float(validation_figures(dataset.domain, items, found, 0.0)["score"])
 
 
-def accuracy(model: Any, questions: Sequence[Any], route: str | None) -> float:
+def accuracy(
+    model: "DomainModel", questions: Sequence["EncodedExample"], route: str | None
+) -> float:
     """Share of the general questions whose most likely answer is correct."""
     from lora_domains.inference.likelihoods import choice_logprobs
 
@@ -149,7 +160,7 @@ def accuracy(model: Any, questions: Sequence[Any], route: str | None) -> float:
     )
 
 
-def base_accuracy(model: Any) -> float:
+def base_accuracy(model: "DomainModel") -> float:
     """The base's accuracy, the same for every run of a process."""
     if not _base_accuracy:
         _base_accuracy.append(accuracy(model, general(model)[0], None))
@@ -160,13 +171,13 @@ _base_accuracy: list[float] = []
 
 
 @cache
-def _suite() -> Any:
+def _suite() -> "Suite":
     from lora_domains.probes.suite import load_suite
 
     return load_suite("quick")
 
 
-def general(model: Any) -> tuple[list[Any], list[Any]]:
+def general(model: "DomainModel") -> tuple[list["EncodedExample"], list["EncodedExample"]]:
     """The encoded questions and texts of the quick suite."""
     from lora_domains.tokenization.tokenization import Tokenization
 
@@ -196,7 +207,7 @@ def calibration(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """
     found = list(points(runs))
     kl, lost = (np.array(column) for column in zip(*found, strict=True))
-    ranks = [np.argsort(np.argsort(values)) for values in (kl, lost)]
+    of_kl, of_lost = (np.argsort(np.argsort(values)) for values in (kl, lost))
     harmed, limit = lost > MARGIN, even(found)
     own = [[*points([one])] for one in runs if one["way"] not in LIMITED]
     random = np.random.default_rng(0)
@@ -207,7 +218,7 @@ def calibration(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
     low, high = np.nanpercentile(draws, (2.5, 97.5))
     return {
         "adapters": len(kl), "harmed": int(harmed.sum()),
-        "spearman": float(np.corrcoef(*ranks)[0, 1]),
+        "spearman": float(np.corrcoef(of_kl, of_lost)[0, 1]),
         "pearson": float(np.corrcoef(kl, lost)[0, 1]),
         "largest_kl_within_margin": float(kl[~harmed].max()) if (~harmed).any() else None,
         "smallest_kl_beyond_margin": float(kl[harmed].min()) if harmed.any() else None,
@@ -251,7 +262,7 @@ def spearman(first: Sequence[float], second: Sequence[float]) -> float:
         [sum(other < one for other in values) + values.count(one) / 2 for one in values]
         for values in map(list, (first, second))
     ]
-    return float(np.corrcoef(*ranks)[0, 1]) if len(ranks[0]) > 1 else math.nan
+    return float(np.corrcoef(ranks[0], ranks[1])[0, 1]) if len(ranks[0]) > 1 else math.nan
 
 
 def with_task_kl(stored: dict[str, Any], again: dict[str, Any]) -> dict[str, Any]:
@@ -260,11 +271,12 @@ def with_task_kl(stored: dict[str, Any], again: dict[str, Any]) -> dict[str, Any
     Its scores stay, since the embedded test rows are others now. Raises ValueError where another
     share of questions is lost: then it is another adapter.
     """
-    pairs = [(stored, again), *zip(stored["scales"], again["scales"], strict=True)]
+    scales = zip(stored["scales"], again["scales"], strict=True)
+    pairs: list[tuple[dict[str, Any], dict[str, Any]]] = [(stored, again), *scales]
     if any(one["general_lost"] != other["general_lost"] for one, other in pairs):
         raise ValueError(f"{again['way']}, {again['domain']}: another adapter than the one stored")
-    first, *scales = [one | {"task_kl": other["task_kl"]} for one, other in pairs]
-    return first | {"scales": scales}
+    first, *others = [one | {"task_kl": other["task_kl"]} for one, other in pairs]
+    return first | {"scales": others}
 
 
 def summary(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -28,10 +28,13 @@ from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy.stats import sem
+
+if TYPE_CHECKING:
+    from lora_domains import Data
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "settings.json"
@@ -137,7 +140,7 @@ def run(
     from lora_domains.data.prepare import prepare
     from lora_domains.domain import Training, with_settings
     from lora_domains.errors import LossExploded
-    from lora_domains.inference.likelihoods import choice_logprobs
+    from lora_domains.inference.scores import model_scores
     from lora_domains.training.plan import derived_rate
     from lora_domains.training.validation import validation_figures
 
@@ -151,7 +154,8 @@ def run(
         domain = Domain(name, Classification(**REAL[name]), Data(files[0], test=files[1]))
     parts = sampled(domain.data)
     spare = parts.pop("spare")
-    domain = with_settings(replace(domain, data=Data(**parts, drop_leaks=True)), seed=seed)
+    data = Data(parts["train"], parts["validation"], parts["test"], drop_leaks=True)
+    domain = with_settings(replace(domain, data=data), seed=seed)
     with tempfile.TemporaryDirectory() as out:
         model = DomainModel.from_pretrained(out=out, display=Display(quiet=True), device="cpu")
         changed = dict(settings or {})
@@ -164,18 +168,19 @@ def run(
             card = model.fit(domain)
         except LossExploded as error:
             return {"validation": 0.0, "spare": 0.0, "test": 0.0, "failed": str(error)}
+        assert card is not None
         dataset = model.dataset(name)
         task, read = dataset.domain.task, {"validation": dataset.prepared.validation}
         if settings is None or "rank" not in settings:
-            known = [row for row in spare if str(row[task.label]) in task.labels]
+            assert isinstance(task, Classification)
+            known = [row for row in spare if str(row[task.label]) in (task.labels or ())]
             read["spare"] = prepare(task, replace(domain.data, test=known)).test
         if ends:
             read["test"] = dataset.prepared.test
         scores = {}
         for split, examples in read.items():
             items = dataset.tokenization.encode_all(examples)
-            with model.bank.routed(name):
-                found = choice_logprobs(model.base.model, items, model.base.pad)
+            found = model_scores(model.bank, task, items, [], name)
             scores[split] = float(validation_figures(dataset.domain, items, found, 0)["score"])
     return {
         **scores,
@@ -184,7 +189,7 @@ def run(
     }  # fmt: skip
 
 
-def sampled(data: Any) -> dict[str, list[dict[str, Any]]]:
+def sampled(data: "Data") -> dict[str, list[dict[str, Any]]]:
     """``SIZES`` of the rows of ``data``, the same for every run, and the ``SPARE`` next ones."""
     from lora_domains.data.readers import read
 

@@ -18,6 +18,7 @@ import numpy as np
 
 from lora_domains.stats.bootstrap import bootstrap
 from lora_domains.stats.comparisons import (
+    Comparison,
     compare_accuracy,
     compare_f1,
     compare_means,
@@ -65,7 +66,9 @@ def good_items(rng: Random, n: int) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def harmed_items(rng: Random, n: int = 700, flips: float = 0.12, loss: float = 0.07) -> Any:
+def harmed_items(
+    rng: Random, n: int = 700, flips: float = 0.12, loss: float = 0.07
+) -> list[dict[str, Any]]:
     """Probes of which a share ``flips`` changes, so that accuracy falls by ``loss``."""
     draw = rng.random(n)
     lost, won = draw < (flips + loss) / 2, draw > 1 - (flips - loss) / 2
@@ -139,7 +142,10 @@ def climb(kind: Kind, redrawn: float, runs: int, n: int = 500, seed: int = 0) ->
     return passed / runs
 
 
-def better(kind_score: Callable[[Array, Array], float], bounded: Callable[..., Any]) -> Any:
+def better(
+    kind_score: Callable[[Array, Array], float],
+    bounded: Callable[[Array, Array, Array, float], Comparison],
+) -> Callable[[Array, Array, Array, float], bool]:
     """The gate on gain: the lower bound of the difference is above 0."""
 
     def passes(truth: Array, rival: Array, now: Array, at: float) -> bool:
@@ -211,7 +217,8 @@ def texts(weight: float) -> Callable[[Random, int], Array]:
 def drifted(rng: Random, text: Array) -> Array:
     """KL of each text: ``LIMIT`` per token on average."""
     tokens, own, weight = text.T
-    return LIMIT * tokens * (weight * own + (1 - weight) * rng.gamma(2.0, 0.5, len(text)))
+    kl: Array = LIMIT * tokens * (weight * own + (1 - weight) * rng.gamma(2.0, 0.5, len(text)))
+    return kl
 
 
 def little_drift(text: Array, kl: Array) -> float:

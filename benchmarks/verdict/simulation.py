@@ -123,8 +123,8 @@ def nats(rng: np.random.Generator) -> tuple[Bounds, float]:
     tokens = rng.integers(5, 100, 200)
     base = tokens * 2.0 + rng.normal(0, 3, 200) * np.sqrt(tokens)
     adapter = base - 0.1 * tokens + rng.normal(0, 1, 200) * np.sqrt(tokens)
-    columns = [np.stack([values, tokens], axis=1) for values in (base, adapter)]
-    return compare_ratios(*columns, level=TWO_SIDED).bounds, -0.1
+    before, after = (np.stack([values, tokens], axis=1) for values in (base, adapter))
+    return compare_ratios(before, after, level=TWO_SIDED).bounds, -0.1
 
 
 def f1(rng: np.random.Generator) -> tuple[Bounds, float]:

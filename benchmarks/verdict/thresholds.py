@@ -34,7 +34,8 @@ def by_figure(chance: np.ndarray, truth: np.ndarray, name: str, target: float) -
 
 
 def by_bound(chance: np.ndarray, truth: np.ndarray, name: str, target: float) -> float:
-    chosen = choose_threshold(chance, truth, **{name: target})
+    recall, precision = (target if name == figure else None for figure in ("recall", "precision"))
+    chosen = choose_threshold(chance, truth, recall=recall, precision=precision)
     assert chosen is not None
     return chosen.threshold
 

@@ -19,6 +19,7 @@ from support import device
 from support.adapters import token_ids
 from support.scripts import script
 
+from lora_domains.console import Clock
 from lora_domains.domain import Training
 from lora_domains.modeling import checkpoint
 from lora_domains.modeling.base import load_base
@@ -315,6 +316,14 @@ def test_derived_settings_are_shown_as_they_came_out() -> None:
     assert f"In {near} of {len(found)} domains" in text
     for one in found.values():
         assert one["swept"] == sum(count for _, count in settings.RUNGS)
+
+
+def test_estimates_are_compared_by_the_chosen_clock() -> None:
+    spent: dict[str, float] = {}
+    timed_by = script("duration", "training").timed_by
+    with timed_by(iter((1.0, 4.0)).__next__), Clock(spent).phase("steps"):
+        pass
+    assert spent == {"steps": 3.0}
 
 
 def test_the_readme_names_every_script() -> None:
