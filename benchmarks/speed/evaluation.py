@@ -1,6 +1,7 @@
 """Scoring a suite with eight adapters: ours against a plain batched loop over PEFT.
 
     python benchmarks/speed/evaluation.py [--device cuda --dtype bfloat16] [--quick]
+    python benchmarks/speed/evaluation.py --base SMOLLM2 --questions 16     # 8 minutes on 2 cores
     python benchmarks/speed/evaluation.py --device cuda --dtype bfloat16 --shape 0.5b 7b
 
 The plain loop is the usual one: for the base and each adapter, a row for every question with each
@@ -235,11 +236,13 @@ def on_embedded_questions() -> None:
             large = Part("questions", part.task, [*part.rows] * fold)
             ours(model, large)
             memory.append(peak_memory(model.base.device))
+    named = Path(flags.base).name if flags.base else "the embedded base"
     medians = {name: statistics.median(found) for name, found in times.items()}
     result = {
         "command": "python benchmarks/speed/evaluation.py"
-        + (f" --device {flags.device} --dtype {flags.dtype}" if flags.device != "cpu" else ""),
-        "questions": len(rows), "adapters": ADAPTERS, "rounds": flags.rounds,
+        + (f" --device {flags.device} --dtype {flags.dtype}" if flags.device != "cpu" else "")
+        + (f" --base {named} --questions {flags.questions}" if flags.base else ""),
+        "base": named, "questions": len(rows), "adapters": ADAPTERS, "rounds": flags.rounds,
         "seconds": {name: [round(t, 3) for t in found] for name, found in times.items()},
         "times_faster": round(medians["peft"] / medians["ours"], 2),
         "largest_difference": gap, "largest_share": share, "from_float64": from_exact,
@@ -253,7 +256,7 @@ def on_embedded_questions() -> None:
     if results is not None:
         path = results / "evaluation.json"
         kept = json.loads(path.read_text()) if path.exists() else {}
-        kept[f"{flags.device} {flags.dtype}"] = result
+        kept[" ".join((flags.device, flags.dtype, *([named] if flags.base else [])))] = result
         path.write_text(json.dumps(kept, indent=1) + "\n")
 
 
