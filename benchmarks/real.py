@@ -162,6 +162,8 @@ def main() -> None:
         return
     where = device()
     if flags.adapter is not None:
+        if flags.seconds is None or len(flags.only) != 1:
+            parser.error("--adapter needs --seconds and one run in --only")
         (name,), card = flags.only, Card.read(flags.adapter)
         stored[name] = figures(RUNS[name], more, card, flags.seconds)
         flags.out.write_text(json.dumps(stored, indent=1) + "\n", encoding="utf-8")

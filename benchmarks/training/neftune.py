@@ -69,6 +69,7 @@ def noise(alpha: float) -> Iterator[None]:
     """Inside, the embeddings of a domain's rows are noisy in training."""
     import torch
 
+    from lora_domains.inference.choice_tree import whole_prompts
     from lora_domains.training.gradients import Gradients, Passes
 
     plain = Gradients._domain_gradients
@@ -81,7 +82,8 @@ def noise(alpha: float) -> Iterator[None]:
 
         hook = self.model.get_input_embeddings().register_forward_hook(add)
         try:
-            return plain(self, passes, total)
+            with whole_prompts():  # each row has noise of its own where all begin alike, too
+                return plain(self, passes, total)
         finally:
             hook.remove()
 
