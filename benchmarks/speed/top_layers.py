@@ -20,7 +20,18 @@ from typing import Any
 import torch
 from measure import Experiment, ratios, timed
 from shape import bench
-from training import GRADIENTS, RANK, ROWS, TOKENS, Peer, Steps, add_flags, difference, texts
+from training import (
+    GRADIENTS,
+    RANK,
+    ROWS,
+    TOKENS,
+    Peer,
+    Steps,
+    add_flags,
+    difference,
+    exact_gradients,
+    texts,
+)
 
 from lora_domains.modeling.base import load_base
 from lora_domains.modeling.base_check import layers_of
@@ -61,9 +72,13 @@ def compare(experiment: Experiment, name: str, base: Path, rows: list[dict[str, 
     peer = Peer(base, ours, dtype, experiment.device, 0)
     label = f"{name}, top {top} of {len(layers)} layers, {dtype}"
     ours.read()
-    experiment.figure(f"{label}, gradients apart, relative", "",
-                      difference(ours.gradients(), peer.gradients()),
+    found, theirs = ours.gradients(), peer.gradients()
+    experiment.figure(f"{label}, gradients apart, relative", "", difference(found, theirs),
                       at_most=GRADIENTS[dtype])  # fmt: skip
+    truth = exact_gradients(base, ours, dtype, experiment.device)
+    error = difference(theirs, truth)
+    experiment.figure(f"{label}, error of the gradients, relative", "", difference(found, truth),
+                      error, at_most=error)  # fmt: skip
     trainer = peer.trainer(folder / "trainer")
     runs: dict[str, list[float]] = {"kept": [], "whole": [], "peft": [], "read": []}
     for round_ in range(-1, experiment.rounds):

@@ -192,9 +192,18 @@ class Peer:
 
 def difference(ours: Mapping[str, Any], peer: Mapping[str, Any]) -> float:
     """The length of the difference of all gradients, relative to the peer's."""
-    flat = [torch.cat([g.float().flatten().cpu() for name in sorted(of) for g in of[name]])
+    flat = [torch.cat([g.double().flatten().cpu() for name in sorted(of) for g in of[name]])
             for of in (ours, peer)]  # fmt: skip
     return float((flat[0] - flat[1]).norm() / flat[1].norm())
+
+
+def exact_gradients(
+    base: Path, ours: Steps, dtype: str, device: str
+) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """PEFT's gradients on the weights of ``dtype`` in the next higher precision."""
+    exact = Peer(base, ours, dtype, device, 0)
+    exact.model.to(torch.float64 if dtype == "float32" else torch.float32)
+    return exact.gradients()
 
 
 def peak(work: Callable[[], Any], device: str = "cpu") -> int:
@@ -220,14 +229,10 @@ def compare(experiment: Experiment, name: str, base: Path, task: Any, rows: list
         found, theirs = ours.gradients(), peer.gradients()
         experiment.figure(f"{label}, gradients apart, relative", "", difference(found, theirs),
                           at_most=GRADIENTS[dtype])  # fmt: skip
-        if dtype != "float32":
-            exact = Peer(base, ours, dtype, experiment.device, classes)
-            exact.model.float()
-            exact.dtype = "float32"
-            truth = exact.gradients()
-            error = difference(theirs, truth)
-            experiment.figure(f"{label}, error of the gradients, relative", "",
-                              difference(found, truth), error, at_most=error)  # fmt: skip
+        truth = exact_gradients(base, ours, dtype, experiment.device)
+        error = difference(theirs, truth)
+        experiment.figure(f"{label}, error of the gradients, relative", "",
+                          difference(found, truth), error, at_most=error)  # fmt: skip
     trainer = peer.trainer(folder / "trainer")
     runs = step_times(experiment, ours, trainer)
     tokens = sum(map(len, ours.batch))
