@@ -29,6 +29,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from measure import DTYPES, Experiment, ratios, synchronize, timed
 from shape import Bench, bench, multiplied, plain
 
@@ -173,14 +174,20 @@ class Peer:
         trainer.clock = clock
         return trainer
 
-    def gradients(self) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-        """Of the batch's mean loss, by linear."""
+    def gradients(self, exact: bool = False) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+        """Of the batch's mean loss, by linear; ``exact`` in the model's precision, where
+        transformers computes the loss in float32."""
         self.model.zero_grad(set_to_none=True)
-        columns = {key: [row[key] for row in self.rows] for key in self.rows[0]}
+        columns = {key: torch.tensor([row[key] for row in self.rows], device=self.device)
+                   for key in self.rows[0]}  # fmt: skip
         self.model.train()
-        self.model(
-            **{k: torch.tensor(v, device=self.device) for k, v in columns.items()}
-        ).loss.backward()
+        if exact:
+            labels = columns.pop("labels")[:, 1:].flatten()
+            logits = self.model(**columns).logits[:, :-1].flatten(0, 1)
+            loss = F.cross_entropy(logits, labels)
+        else:
+            loss = self.model(**columns).loss
+        torch.autograd.backward(loss)
         found = {}
         for name, module in self.model.base_model.model.named_modules():
             if hasattr(module, "lora_A"):
@@ -203,7 +210,7 @@ def exact_gradients(
     """PEFT's gradients on the weights of ``dtype`` in the next higher precision."""
     exact = Peer(base, ours, dtype, device, 0)
     exact.model.to(torch.float64 if dtype == "float32" else torch.float32)
-    return exact.gradients()
+    return exact.gradients(exact=True)
 
 
 def peak(work: Callable[[], Any], device: str = "cpu") -> int:
