@@ -1,7 +1,7 @@
 """Scoring a suite with eight adapters: ours against a plain batched loop over PEFT.
 
     python benchmarks/speed/evaluation.py [--device cuda --dtype bfloat16] [--quick]
-    python benchmarks/speed/evaluation.py --base SMOLLM2 --questions 16     # 8 minutes on 2 cores
+    python benchmarks/speed/evaluation.py --base SMOLLM2 --questions 16
     python benchmarks/speed/evaluation.py --device cuda --dtype bfloat16 --shape 0.5b 7b
 
 The plain loop is the usual one: for the base and each adapter, a row for every question with each

@@ -6,7 +6,7 @@
     python benchmarks/training/general.py --tiny --data DATA             # a trial, on the CPU
 
 On two cores of a CPU runs are shorter with short rows, fewer epochs and fewer questions:
-``--domains sms_spam twitter_financial_news medquad --characters 500 --epochs 2 --questions 300``.
+``--domains sms_spam twitter_financial_news medquad --characters 500 --epochs 2 --questions 200``.
 Such runs are stored elsewhere (``--out``).
 
 Each way trains the same adapters on a few hundred rows of public sets and differs in one thing:

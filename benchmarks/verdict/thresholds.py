@@ -34,8 +34,8 @@ def by_figure(chance: np.ndarray, truth: np.ndarray, name: str, target: float) -
 
 
 def by_bound(chance: np.ndarray, truth: np.ndarray, name: str, target: float) -> float:
-    recall, precision = (target if name == figure else None for figure in ("recall", "precision"))
-    chosen = choose_threshold(chance, truth, recall=recall, precision=precision)
+    targets: dict[str, Any] = {name: target}
+    chosen = choose_threshold(chance, truth, **targets)
     assert chosen is not None
     return chosen.threshold
 
