@@ -5,9 +5,8 @@ that start with a few words cost little more than one. Each token attends to the
 ancestors only (tree attention; Miao et al. 2024, "SpecInfer", section 4.2), at the position it
 would have in its choice alone. The last token of a choice is predicted and never read.
 
-An instruction or few-shot examples before all texts are read once for each adapter; the texts
-attend to their keys and values, as to those of a cache in generation. In training they are read
-once in each pass, and the gradients of all texts flow back through them.
+An instruction or few-shot examples before all texts are read once for each adapter, and the texts
+attend to their keys and values; in training once in each pass, with the gradients of all texts.
 """
 
 import inspect
@@ -39,7 +38,7 @@ class Tree:
     tokens: Tensor
     """(nodes,) token ids; node n is ``tokens[n - 1]``."""
     depths: Tensor
-    """(nodes,) distance from the end of the prompt, from 1."""
+    """(nodes,) distance from the prompt's end, from 1."""
     parents: Tensor
     """(nodes,) the node before each one, which comes before it in the order of nodes."""
     reads: Tensor
@@ -122,19 +121,24 @@ def _takes(kind: Any, argument: str) -> bool:
 
 
 def last_logits(
-    model: Any, ids: Tensor, mask: Tensor, positions: Tensor, count: int, cache: Any = None
-) -> Tensor:
-    """Logits (rows, count, vocabulary) of the last ``count`` columns of ``ids`` (rows, length).
+    model: Any, ids: Tensor, mask: Tensor, positions: Tensor, count: int, cache: Any = None,
+    *, before: int = 0,
+) -> Tensor:  # fmt: skip
+    """Logits (rows, count, vocabulary) of ``count`` columns of ``ids`` (rows, length), the last or
+    those before the last ``before``; ``cache`` holds what was read before.
 
-    Only these are computed: the output layer over a whole batch of long prompts would need more
-    memory than everything else together. ``cache`` holds what was read before.
+    Only these are computed: the output layer over a batch of long prompts takes more memory than
+    everything else.
     """
-    more = {"logits_to_keep": count} if takes_logits_to_keep(model) else {}
+    end = ids.shape[1] - before
+    # Columns by number: a slice of logits would be copied, and its gradient padded with zeros.
+    kept = torch.arange(end - count, end, device=ids.device) if before else count
+    more = {"logits_to_keep": kept} if takes_logits_to_keep(model) else {}
     logits: Tensor = model(
         input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False,
         **(more if cache is None else more | {"past_key_values": cache}),
     ).logits  # fmt: skip
-    return logits[:, -count:]
+    return logits if logits.shape[1] == count else logits[:, end - count : end]
 
 
 def choices_at_once(
@@ -182,20 +186,19 @@ def _attention(mask: Tensor, trees: Sequence[Tree], most: int) -> Tensor:
 
 def _logits(
     model: Any, examples: Sequence[EncodedExample], ids: Tensor, mask: Tensor, positions: Tensor,
-    count: int, beginning: "Beginning | None",
+    count: int, beginning: "Beginning | None", *, before: int = 0,
 ) -> Tensor:  # fmt: skip
-    """Logits (rows, count, vocabulary) of the last ``count`` columns. ``mask`` is (rows, length),
-    or (rows, 1, length, length): which tokens each token attends to."""
+    """``last_logits`` after ``beginning``; ``mask`` (rows, length) or that of ``_attention``."""
     cache = None
     if beginning is not None:
         positions = positions + beginning.tokens
-        before = torch.ones((*mask.shape[:-1], beginning.tokens), dtype=torch.bool)
-        mask = torch.cat([before, mask], -1)
+        read = torch.ones((*mask.shape[:-1], beginning.tokens), dtype=torch.bool)
+        mask = torch.cat([read, mask], -1)
         cache = beginning.cache(examples)
     if mask.dim() == 4 and model.config.get_text_config()._attn_implementation == "eager":
         mask = torch.where(mask, 0.0, torch.finfo(model.dtype).min).to(model.dtype)
     ids, mask, positions = (part.to(model.device) for part in (ids, mask, positions))
-    return last_logits(model, ids, mask, positions, count, cache)
+    return last_logits(model, ids, mask, positions, count, cache, before=before)
 
 
 # ── The beginning of all prompts ────────────────────────────────────────────────────────────────
@@ -265,8 +268,8 @@ class Beginning:
     def tail(self, model: Any, examples: Sequence[EncodedExample], batch: Batch) -> Tensor:
         """``tail_logits`` of the rest of ``examples``, which ``batch`` holds."""
         mask = _attention(batch.mask.cpu(), [tree(((0,),))] * len(examples), 0)
-        ids, positions = batch.ids, batch.positions
-        return _logits(model, examples, ids, mask, positions.cpu(), batch.keep, self)[:, :-1]
+        ids, positions, count = batch.ids, batch.positions.cpu(), batch.labels.shape[1]
+        return _logits(model, examples, ids, mask, positions, count, self, before=1)
 
 
 @contextmanager
@@ -286,8 +289,7 @@ def begun(
     adapter of the current route; ``examples`` and None where that saves less than ``least`` tokens
     or is not possible.
     """
-    size = _shared(examples)
-    route = current_route(model)
+    size, route = _shared(examples), current_route(model)
     names = route.domains if isinstance(route, Mixed) else (None,) * len(examples)
     number = {name: n for n, name in enumerate(dict.fromkeys(names))}
     saved = size * (len(examples) - len(number))
@@ -307,16 +309,14 @@ def saved_tokens(
     model: Any, examples: Sequence[EncodedExample], rows: float | None = None,
     least: int = LEAST_SAVED,
 ) -> float:  # fmt: skip
-    """Tokens that a reading of ``rows`` of ``examples``, by default all, saves by reading their
-    beginning once; 0 where it reads whole prompts."""
+    """Tokens that a reading of ``rows`` of ``examples``, by default all, saves by ``begun``."""
     size = _shared(examples)
     saved = size * ((rows or len(examples)) - 1)
     return saved if saved >= least and _goes_on(model, examples, size, 1) else 0.0
 
 
 def _goes_on(model: Any, examples: Sequence[EncodedExample], size: int, adapters: int) -> bool:
-    """Whether ``model`` can read ``examples`` on after their first ``size`` tokens, which it keeps
-    for each of the ``adapters``."""
+    """Whether ``model`` can read ``examples`` on after ``size`` tokens, kept for each adapter."""
     if size < LEAST_SHARED or not takes_logits_to_keep(model):
         return False
     longest = max(len(e) + max(map(len, e.choices), default=0) for e in examples)
@@ -327,8 +327,8 @@ def _goes_on(model: Any, examples: Sequence[EncodedExample], size: int, adapters
 
 
 def _turns_alike(config: Any, longest: int) -> bool:
-    """Whether rotary positions are the same in short texts and in those of ``longest`` tokens: the
-    frequencies of LongRoPE depend on the last position of a pass."""
+    """Whether rotary positions are those of texts of ``longest`` tokens: LongRoPE's frequencies
+    depend on the last position of a pass."""
     given = getattr(config, "rope_parameters", None) or {}
     kinds = [one for one in given.values() if isinstance(one, dict)] or [given]
     name = "original_max_position_embeddings"
@@ -343,7 +343,7 @@ def _shared(examples: Sequence[EncodedExample]) -> int:
     """How many tokens all prompts begin with, and go on after."""
     if len(examples) < 2 or any(example.masked for example in examples):
         return 0
-    first, size = examples[0].prompt, len(examples[0].prompt) - 1
+    size = len(first := examples[0].prompt) - 1
     for example in examples:
         size = min(size, len(example.prompt) - 1)
         if example.prompt[:size] != first[:size]:
@@ -354,8 +354,8 @@ def _shared(examples: Sequence[EncodedExample]) -> int:
 
 
 def _read(model: Any, texts: Sequence[Sequence[int]]) -> dict[int, tuple[Tensor, Tensor]]:
-    """The keys and values of each layer after reading ``texts``, all of one length."""
-    read: dict[int, tuple[Tensor, Tensor]] = {}
+    """The keys and values of each layer after ``texts``, all of one length."""
+    read = dict[int, tuple[Tensor, Tensor]]()
 
     def update(keys: Tensor, values: Tensor, layer: int, *_: Any, **__: Any) -> Any:
         read[layer] = keys, values
@@ -388,9 +388,9 @@ def reads_on(model: Any) -> bool:
         rest = replace(example, prompt=ids[length // 2 : -2])
         with entered(model, None, None):
             whole = model(input_ids=torch.tensor([ids], device=model.device)).logits[:, -3:-1]
+            begins = ids[: length // 2]
             try:
-                read = _read(model, [ids[: length // 2]])
-                one = Beginning(ids[: length // 2], read, {id(rest): 0})
+                one = Beginning(begins, _read(model, [begins]), {id(rest): 0})
                 found = one.tail(model, [rest], collate([rest], 0, model.device))
             except (AttributeError, LookupError, RuntimeError, TypeError, ValueError):
                 found = whole + torch.inf

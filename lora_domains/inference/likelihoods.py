@@ -236,7 +236,9 @@ def tail_logits(model: Any, batch: Batch) -> Tensor:
     if batch.places is not None:
         logits: Tensor = model(input_ids=batch.ids, attention_mask=batch.mask).logits
         return logits.gather(1, batch.places[..., None].expand(-1, -1, logits.shape[-1]))
-    return last_logits(model, batch.ids, batch.mask, batch.positions, batch.keep)[:, :-1]
+    return last_logits(
+        model, batch.ids, batch.mask, batch.positions, batch.labels.shape[1], before=1
+    )
 
 
 # ── How a text begins ───────────────────────────────────────────────────────────────────────────

@@ -122,8 +122,8 @@ class Batch:
     """Padded rows; ids, mask and positions are (rows, length).
 
     Rows are left-padded and end in the last column, so that all supervised tokens are in the last
-    ``keep - 1`` columns and logits are needed for the last ``keep`` only. ``labels`` is
-    (rows, keep - 1): the targets of the kept positions except the last.
+    columns: ``labels`` (rows, supervised columns) are those. The columns that predict them are as
+    many, and begin and end one before.
 
     Texts with masked tokens are right-padded, as encoders expect. ``labels`` is then (rows, most
     masked tokens in a row), and ``places`` of the same shape holds the columns of those tokens.
@@ -134,10 +134,6 @@ class Batch:
     positions: Tensor
     labels: Tensor
     places: Tensor | None = None
-
-    @property
-    def keep(self) -> int:
-        return self.labels.shape[1] + 1
 
     def part(self, rows: slice) -> "Batch":
         """These rows of it, with the same padding."""

@@ -199,8 +199,8 @@ class TrainableLora(nn.Module):
         """
         if low is not None:
             # Scaled between the products, where there are rank columns and not out.
-            low = (low * self.scale).reshape(-1, low.shape[-1]).to(y.dtype)
-            return torch.addmm(y.flatten(0, -2), low, self.b.to(y.dtype).t()).view(y.shape)
+            low = (low * self.scale).reshape(-1, low.shape[-1])
+            return _added(y, [(0, len(low))], [low.to(y.dtype), self.b.to(y.dtype)])
         dropped = x = x.to(self.a.dtype)
         if self.training and self.dropout:
             dropped = F.dropout(x, self.dropout)
@@ -216,7 +216,7 @@ class TrainableLora(nn.Module):
 
 
 class _Added(torch.autograd.Function):
-    """``y`` (tokens, out) with the products of several adapters added in place, without copies."""
+    """``y`` (…, out) with the products of adapters added in place, without copies."""
 
     @staticmethod
     def forward(ctx: Any, y: Tensor, places: Sequence[tuple[int, int]],
@@ -253,8 +253,15 @@ def add_products(
             # Scaled as in a batch of one adapter, so that both round alike.
             pairs += [(low * lora.scale).reshape(count, -1).to(y.dtype), lora.b.to(y.dtype)]
         start += count
+    return _added(y, places, pairs)
+
+
+def _added(y: Tensor, places: Sequence[tuple[int, int]], pairs: Sequence[Tensor]) -> Tensor:
+    """``y`` with the products of ``pairs`` added in ``places``, in place; a view is copied first,
+    since the gradients of one that a function made cannot be followed (bitsandbytes in 8 bits)."""
+    whole = y.is_contiguous() and not y._is_view()
     added: Tensor = _Added.apply(  # type: ignore[no-untyped-call]
-        y if y.is_contiguous() else y.contiguous(), places, *pairs
+        y if whole else y.clone(memory_format=torch.contiguous_format), places, *pairs
     )
     return added
 

@@ -15,6 +15,8 @@ from lora_domains.inference.batches import Budget
 from lora_domains.inference.choice_tree import (
     begun,
     choices_at_once,
+    last_logits,
+    takes_logits_to_keep,
     takes_trees,
     tree,
     tree_size,
@@ -133,6 +135,38 @@ def test_a_model_that_cannot_read_trees_gives_the_same_scores(
     found = choice_logprobs(model, rows, 0)
     for scores, item in zip(found, rows, strict=True):
         np.testing.assert_allclose(scores, alone(model, item), atol=EXACT)
+
+
+@pytest.mark.parametrize("keeps", [True, False])
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+@pytest.mark.parametrize(("count", "before"), [(3, 0), (3, 1), (1, 2), (8, 1), (9, 0)])
+def test_the_logits_of_some_columns_are_those_of_all(
+    kind: str, keeps: bool, count: int, before: int
+) -> None:
+    model = made(kind, "eager")
+    if not keeps:  # as models that compute all of them
+        of = model.__class__
+
+        def forward(
+            self: Any, input_ids: Any, attention_mask: Any, position_ids: Any, use_cache: Any
+        ) -> Any:
+            return of.forward(
+                self, input_ids, attention_mask=attention_mask, position_ids=position_ids
+            )
+
+        model.__class__ = type("All", (of,), {"forward": forward})
+    assert takes_logits_to_keep(model) == keeps
+    ids = torch.arange(18).view(2, 9) + 5
+    mask, positions = torch.ones_like(ids), torch.arange(9).expand(2, -1)
+    with torch.no_grad():
+        every = model(
+            input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False
+        ).logits
+        found = last_logits(model, ids, mask, positions, count, before=before)
+    end = 9 - before
+    torch.testing.assert_close(found, every[:, end - count : end], atol=EXACT, rtol=EXACT)
+    if keeps:  # as numbers of their own: the gradient of a slice is as large as the whole
+        assert found.untyped_storage().nbytes() == found.numel() * found.element_size()
 
 
 def test_choices_of_one_token_need_no_tree() -> None:

@@ -17,7 +17,13 @@ from lora_domains.adapters import config, peft
 from lora_domains.adapters.loading import load_adapter
 from lora_domains.errors import UsageError
 from lora_domains.modeling.bank import Bank
-from lora_domains.modeling.lora import FrozenLora, flatten, group_of, load_frozen
+from lora_domains.modeling.lora import (
+    FrozenLora,
+    TrainableLora,
+    flatten,
+    group_of,
+    load_frozen,
+)
 
 
 @pytest.fixture
@@ -199,3 +205,35 @@ def test_the_output_layer_reads_the_last_tokens_of_all_rows_at_once(bank: Bank) 
     whole = bank.base.model(input_ids=token_ids()).logits
     assert read == [True]
     torch.testing.assert_close(kept, whole[:, -2:])
+
+
+class Reshaped(torch.autograd.Function):
+    """A product whose result is a view made without gradients, as of bitsandbytes in 8 bits."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(weight)
+        return (x.flatten(0, 1) @ weight).view(*x.shape[:2], -1)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> Any:
+        return grads[0] @ ctx.saved_tensors[0].T, None
+
+
+@pytest.mark.parametrize("view", [False, True], ids=["whole", "view"])
+def test_a_product_in_training_is_added_in_place_where_gradients_allow(view: bool) -> None:
+    torch.manual_seed(0)
+    lora = TrainableLora(torch.randn(2, 5), torch.randn(3, 2), 0.5)
+    x, weight = torch.randn(4, 6, 5, requires_grad=True), torch.randn(5, 3)
+    expected = x @ weight + (x @ lora.a.T) @ lora.b.T * 0.5
+    expected.square().sum().backward()
+    wanted = [part.grad for part in (x, lora.a, lora.b)]
+    x.grad = lora.a.grad = lora.b.grad = None
+
+    y = Reshaped.apply(x, weight) if view else x @ weight  # type: ignore[no-untyped-call]
+    found = lora(x, y, x.flatten(0, 1) @ lora.a.T)
+    found.square().sum().backward()
+    assert (found.data_ptr() == y.data_ptr()) != view
+    torch.testing.assert_close(found, expected)
+    for part, grad in zip((x, lora.a, lora.b), wanted, strict=True):
+        torch.testing.assert_close(part.grad, grad)

@@ -56,7 +56,7 @@ def test_collate_against_a_naive_oracle(items: list[EncodedExample]) -> None:
         assert batch.labels[row].tolist() == wanted[longest - 1 - width : longest - 1]
         assert all(label == IGNORED for label in wanted[: longest - 1 - width])
     assert batch.positions.min() >= 0
-    assert batch.keep == max(len(item.answer) for item in items) + 1
+    assert batch.labels.shape[1] == max(len(item.answer) for item in items)
     assert batch.ids.dtype == batch.labels.dtype == torch.long
 
 
