@@ -63,6 +63,25 @@ WAYS: dict[str, dict[str, Any]] = {
     "own KL, 64 texts": {"retention": "kl", "texts": {"training": 64}},
     "own KL, 24 tokens": {"retention": "kl", "length": 24},
     "own KL, 2 texts a step": {"retention": "kl", "general_rows": 2},
+    "own KL, 24 tokens, 2 texts": {"retention": "kl", "length": 24, "general_rows": 2},
+    "own KL, 24 tokens, 2 texts, weight 5": {
+        "retention": "kl",
+        "length": 24,
+        "general_rows": 2,
+        "kl": 5.0,
+    },
+    "own KL, 24 tokens, 4 texts, every step": {
+        "retention": "kl",
+        "length": 24,
+        "general_rows": 4,
+        **UNLIMITED,
+    },
+    "own KL, 24 tokens, 2 texts, 3 of 4 answers": {
+        "retention": "kl",
+        "length": 24,
+        "general_rows": 2,
+        "continued": 4,
+    },
     "rate / 3": {"retention": "none", "lr": 1 / 3},
     "own KL, weight 0.1": {"retention": "kl", "kl": 0.1},
     "intruders reduced": {"retention": "none", "after": "intruders"},
@@ -117,6 +136,7 @@ class Worker:
         began, settings = time.monotonic(), dict(WAYS[way])
         self.own_text.COUNTS = self.counts | settings.pop("texts", {})
         self.own_text.LENGTH = settings.pop("length", 64)
+        self.own_text.CONTINUED = settings.pop("continued", 2)
         after, rewrite = settings.pop("after", None), settings.pop("rewritten", False)
         general = toy_texts() if settings.pop("general", None) else None
         domain = declared(name, self.options, general)
@@ -150,7 +170,9 @@ class Worker:
             model.load_adapter(folder, name)
             found = self.measure(name, name)
         if name not in self.of_base:
-            self.of_base[name] = self.measure(name, None)
+            with model.bank.routed(None):
+                of_domain = self.of_domain(name)
+            self.of_base[name] = of_domain | self.knowledge_of_base
         texts = dataset.general.windows("training", dataset.tokenization, 480)
         read = plan.general_reads * mean(map(len, texts)) if texts else 0.0
         tokens = plan.epochs * sum(len(row.encoded) for row in dataset.train)
@@ -161,38 +183,47 @@ class Worker:
             "steps": plan.steps, "every": plan.general_every, "texts": plan.retention.rows,
             "general_tokens": read / tokens, "best_epoch": training["best_epoch"],
             "phases": training["phases"], "seconds": time.monotonic() - began,
-            "device": str(model.base.device), "dtype": str(model.base.dtype),
             "workers": self.options.workers, "epochs": self.options.epochs,
-            "rows": len(dataset.train), "test_rows": len(dataset.test),
-            "questions": {suite: len(part.rows) for suite, part in self.questions},
+            "rows": len(dataset.train), "test_rows": len(dataset.test), **self.asked,
         }  # fmt: skip
 
-    def measure(self, name: str, adapter: str | None) -> dict[str, float]:
+    def measure(self, name: str, adapter: str) -> dict[str, float]:
         """The domain's score and nats on test rows, and what is left of the base's knowledge."""
-        from lora_domains.console import Display
-        from lora_domains.evaluation.scorer import Scorer
-        from lora_domains.inference.likelihoods import answer_nats, choices_and_nats
         from lora_domains.inference.reference import Reference
+
+        with self.model.bank.routed(adapter):
+            found = self.of_domain(name)
+        kl = Reference(self.model.bank, self.own_test).compare(adapter)["general_kl"]
+        return found | self.knowledge(adapter) | {"kl": kl}
+
+    def of_domain(self, name: str) -> dict[str, float]:
+        """Score and nats on test rows, of what is routed."""
+        from lora_domains.inference.likelihoods import answer_nats, choices_and_nats
         from lora_domains.inference.scores import choice_score
         from lora_domains.training.validation import validation_figures
 
+        dataset, core, pad = self.model.dataset(name), self.model.base.model, self.model.base.pad
+        rows, records = [row.encoded for row in dataset.test], None
+        if rows[0].choices:
+            logprobs, nats, tokens = choices_and_nats(core, rows, pad)
+            records = [choice_score(dataset.domain.task, row, example)
+                       for row, example in zip(logprobs, rows, strict=True)]  # fmt: skip
+        else:
+            nats, tokens = answer_nats(core, rows, pad)
+        each = float(nats.sum() / tokens.sum())
+        figures = validation_figures(dataset.domain, rows, records, each)
+        return {"nats": each, "score": float(figures["score"])}
+
+    def knowledge(self, adapter: str | None) -> dict[str, float]:
+        """Nats of WikiText, and the share of questions and instructions answered rightly."""
+        from lora_domains.console import Display
+        from lora_domains.evaluation.scorer import Scorer
+        from lora_domains.inference.likelihoods import answer_nats
+
         model = self.model
-        dataset, core, pad = model.dataset(name), model.base.model, model.base.pad
-        rows = [row.encoded for row in dataset.test]
-        found: dict[str, float] = {}
         with model.bank.routed(adapter):
-            records = None
-            if rows[0].choices:
-                logprobs, nats, tokens = choices_and_nats(core, rows, pad)
-                records = [choice_score(dataset.domain.task, row, example)
-                           for row, example in zip(logprobs, rows, strict=True)]  # fmt: skip
-            else:
-                nats, tokens = answer_nats(core, rows, pad)
-            found["nats"] = float(nats.sum() / tokens.sum())
-            figures = validation_figures(dataset.domain, rows, records, found["nats"])
-            found["score"] = float(figures["score"])
-            nats, tokens = answer_nats(core, self.wikitext, pad)
-            found["wikitext"] = float(nats.sum() / tokens.sum())
+            nats, tokens = answer_nats(model.base.model, self.wikitext, model.base.pad)
+        found = {"wikitext": float(nats.sum() / tokens.sum())}
         scorer = Scorer(model.bank, Display(quiet=True))
         for suite, part in self.questions:
             chosen = scorer.scores(part, [adapter])[adapter]
@@ -200,9 +231,24 @@ class Worker:
             right = [1 if row.encoded.target < 0 else row.encoded.target for row in part.rows]
             found[suite] = float(np.mean([score["prediction"] == target for score, target
                                           in zip(chosen, right, strict=True)]))  # fmt: skip
-        if adapter is not None:
-            found["kl"] = Reference(model.bank, self.own_test).compare(adapter)["general_kl"]
         return found
+
+    @property
+    def asked(self) -> dict[str, Any]:
+        """What ``knowledge`` depends on, beside the adapter."""
+        return {
+            "device": str(self.model.base.device), "dtype": str(self.model.base.dtype),
+            "questions": {suite: len(part.rows) for suite, part in self.questions},
+        }  # fmt: skip
+
+    @cached_property
+    def knowledge_of_base(self) -> dict[str, float]:
+        """``knowledge`` of the base, which a stored run may have measured."""
+        runs = json.loads(self.options.out.read_text())["runs"] if self.options.out.exists() else []
+        for run in runs:
+            if all(run[key] == value for key, value in self.asked.items()):
+                return {name: run["base"][name] for name in ("wikitext", *QUESTIONS)}
+        return self.knowledge(None)
 
     @cached_property
     def questions(self) -> list[tuple[str, "Part"]]:
@@ -254,13 +300,15 @@ class Worker:
         from lora_domains.console import Display
         from lora_domains.tokenization.tokenization import Tokenization
 
-        length, counts = self.own_text.LENGTH, self.own_text.COUNTS
-        self.own_text.LENGTH, self.own_text.COUNTS = 64, self.counts
+        names = ("LENGTH", "COUNTS", "CONTINUED")
+        before = {name: getattr(self.own_text, name) for name in names}
+        self.own_text.LENGTH, self.own_text.COUNTS, self.own_text.CONTINUED = 64, self.counts, 2
         own = self.own_text.OwnText(base=self.model.base, display=Display(quiet=True))
         texts = own.windows(
             "test", Tokenization(self.model.tokenizer, self.model.base.context), 128
         )
-        self.own_text.LENGTH, self.own_text.COUNTS = length, counts
+        for name, value in before.items():
+            setattr(self.own_text, name, value)
         return texts
 
 
@@ -391,7 +439,9 @@ def run_all(options: argparse.Namespace, stored: list[dict[str, Any]]) -> None:
                     sys.stdout.write(f"{job}: {error!r}\n")
                     continue
                 stored.append(future.result())
-                options.out.write_text(json.dumps({"runs": stored}, indent=1) + "\n")
+                whole = options.out.with_suffix(".part")  # other workers read what is stored
+                whole.write_text(json.dumps({"runs": stored}, indent=1) + "\n")
+                whole.replace(options.out)
                 sys.stdout.write(f"{time.monotonic() - began:5.0f} s  {line(stored[-1])}\n")
                 sys.stdout.flush()
 

@@ -49,6 +49,8 @@ TOKENS = 160
 """What a text costs, about: its tokens, written and read again, and half a question."""
 PART = 32
 """Texts that a dry run writes."""
+CONTINUED = 2
+"""One in so many texts of a base trained on chats is a continuation, the others are answers."""
 LENGTH = 64
 """The most tokens of a text or an answer."""
 TURN = 48
@@ -212,8 +214,8 @@ def _settings(base: Base) -> dict[str, Any]:
     """What decides the texts and the stored predictions."""
     return {
         "base": base.identity, "dtype": str(base.dtype), "quantization": base.quantization,
-        "texts": dict(counts_of(base)), "length": LENGTH, "turn": TURN, "top": TOP, "seed": SEED,
-        "format": FORMAT,
+        "texts": dict(counts_of(base)), "length": LENGTH, "turn": TURN, "continued": CONTINUED, "top": TOP,
+        "seed": SEED, "format": FORMAT,
     }  # fmt: skip
 
 
@@ -243,7 +245,7 @@ def _write(base: Base, counts: Mapping[str, int], advance: Any) -> Written:
     ends = {base.tokenizer.eos_token_id, *_listed(base.model.generation_config.eos_token_id)}
     with entered(base.model, None, None):
         frame = _frame(base)
-        answered = [at for at in range(len(names)) if frame is not None and at % 2]
+        answered = [at for at in range(len(names)) if frame is not None and at % CONTINUED]
         plain = [at for at in range(len(names)) if at not in set(answered)]
         texts = dict.fromkeys(names, EncodedExample("", (), ()))
         start = start_of_text(base)
