@@ -214,8 +214,8 @@ def _settings(base: Base) -> dict[str, Any]:
     """What decides the texts and the stored predictions."""
     return {
         "base": base.identity, "dtype": str(base.dtype), "quantization": base.quantization,
-        "texts": dict(counts_of(base)), "length": LENGTH, "turn": TURN, "continued": CONTINUED, "top": TOP,
-        "seed": SEED, "format": FORMAT,
+        "texts": dict(counts_of(base)), "length": LENGTH, "turn": TURN, "continued": CONTINUED,
+        "top": TOP, "seed": SEED, "format": FORMAT,
     }  # fmt: skip
 
 
