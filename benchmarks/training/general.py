@@ -82,6 +82,13 @@ WAYS: dict[str, dict[str, Any]] = {
         "general_rows": 2,
         "continued": 4,
     },
+    "own KL, 24 tokens, 2 texts, rate / 3": {
+        "retention": "kl",
+        "length": 24,
+        "general_rows": 2,
+        "lr": 1 / 3,
+    },
+    "own KL, 12 tokens, 2 texts": {"retention": "kl", "length": 12, "general_rows": 2},
     "rate / 3": {"retention": "none", "lr": 1 / 3},
     "own KL, weight 0.1": {"retention": "kl", "kl": 0.1},
     "intruders reduced": {"retention": "none", "after": "intruders"},
