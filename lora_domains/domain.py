@@ -93,11 +93,11 @@ class Training:
     replay: float = 0.25
     """Share of each step's rows that is general text, with replay."""
     general_rows: int = 6
-    """General texts in each step that reads any, with KL."""
+    """General texts in each step that reads any, at most, with KL."""
     general_cost: float | None = None
     """The most that general text adds to the cost of training on the rows alone: where a step would
-    add more, it is read in every second one, or more rarely. None is 0.4, and on the embedded base
-    no limit."""
+    add more, it reads fewer, or is one of several without any. None is 0.4, and on the embedded
+    base no limit."""
     max_length: int | None = None
     gradient_checkpointing: bool = False
     """Recompute layers in the backward pass: less memory for about a third more time."""

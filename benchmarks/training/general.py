@@ -30,8 +30,9 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
 from multiprocessing import get_context
@@ -49,48 +50,39 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "general.json"
-UNLIMITED = {"general_cost": 1000.0}
+UNLIMITED: dict[str, Any] = {"general_cost": 1000.0}
 NO_LIMIT = {"drift": 1e9}
 """An epoch is chosen by the domain alone, or what is kept would depend on the choice."""
 SCALES = (0.4, 0.7)
+EARLIER = {"LENGTH": 64, "TOKENS": 160, "CONTINUED": 2}
+"""Constants of ``own_text`` for ways that do not change them, and for the texts that tell drift."""
+
+
+def kl(rows: int = 6, length: int = 64, *, continued: int = 2, **settings: Any) -> dict[str, Any]:
+    """KL on ``rows`` texts of the base in a step that reads some, of ``length`` tokens at most."""
+    constants = {**EARLIER, "LENGTH": length, "CONTINUED": continued, "FEWEST": rows}
+    return {"retention": "kl", "general_rows": rows, "constants": constants, **settings}
+
+
 WAYS: dict[str, dict[str, Any]] = {
     "plain": {"retention": "none"},
-    "own KL": {"retention": "kl"},
-    "toy KL": {"retention": "kl", "general": "toy", **UNLIMITED},
-    "own KL, every step": {"retention": "kl", **UNLIMITED},
-    "own replay": {"retention": "replay"},
-    "own KL, weight 2": {"retention": "kl", "kl": 2.0},
-    "own KL, 64 texts": {"retention": "kl", "texts": {"training": 64}},
-    "own KL, 24 tokens": {"retention": "kl", "length": 24},
-    "own KL, 2 texts a step": {"retention": "kl", "general_rows": 2},
-    "own KL, 24 tokens, 2 texts": {"retention": "kl", "length": 24, "general_rows": 2},
-    "own KL, 24 tokens, 2 texts, weight 5": {
-        "retention": "kl",
-        "length": 24,
-        "general_rows": 2,
-        "kl": 5.0,
-    },
-    "own KL, 24 tokens, 4 texts, every step": {
-        "retention": "kl",
-        "length": 24,
-        "general_rows": 4,
-        **UNLIMITED,
-    },
-    "own KL, 24 tokens, 2 texts, 3 of 4 answers": {
-        "retention": "kl",
-        "length": 24,
-        "general_rows": 2,
-        "continued": 4,
-    },
-    "own KL, 24 tokens, 2 texts, rate / 3": {
-        "retention": "kl",
-        "length": 24,
-        "general_rows": 2,
-        "lr": 1 / 3,
-    },
-    "own KL, 12 tokens, 2 texts": {"retention": "kl", "length": 12, "general_rows": 2},
+    "default": {},
+    "own KL": kl(),
+    "toy KL": kl(general="toy", **UNLIMITED),
+    "own KL, every step": kl(**UNLIMITED),
+    "own replay": {"retention": "replay", "constants": EARLIER},
+    "own KL, weight 2": kl(kl=2.0),
+    "own KL, 64 texts": kl(texts=64),
+    "own KL, 24 tokens": kl(length=24),
+    "own KL, 2 texts a step": kl(2),
+    "own KL, 24 tokens, 2 texts": kl(2, 24),
+    "own KL, 24 tokens, 2 texts, weight 5": kl(2, 24, kl=5.0),
+    "own KL, 24 tokens, 4 texts, every step": kl(4, 24, **UNLIMITED),
+    "own KL, 24 tokens, 2 texts, 3 of 4 answers": kl(2, 24, continued=4),
+    "own KL, 24 tokens, 2 texts, rate / 3": kl(2, 24, lr=1 / 3),
+    "own KL, 12 tokens, 2 texts": kl(2, 12),
     "rate / 3": {"retention": "none", "lr": 1 / 3},
-    "own KL, weight 0.1": {"retention": "kl", "kl": 0.1},
+    "own KL, weight 0.1": kl(kl=0.1),
     "intruders reduced": {"retention": "none", "after": "intruders"},
     "rewritten answers": {"retention": "none", "rewritten": True},
 }
@@ -118,14 +110,16 @@ class Worker:
         from lora_domains import DomainModel
         from lora_domains.console import Display
         from lora_domains.probes import own_text
+        from lora_domains.training import retention
 
         # Of no project: the rows of these runs are in no ledger.
         os.environ["LORA_DOMAINS_PROJECT"] = tempfile.mkdtemp()
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // options.workers))
-        self.options, self.own_text = options, own_text
+        self.options = options
         if options.tiny:
             own_text.COUNTS = {"training": 12, "selection": 4, "test": 4}
-        self.counts = own_text.COUNTS
+        places = [(own_text, name) for name in ("COUNTS", *EARLIER)] + [(retention, "FEWEST")]
+        self.constants = {name: (place, getattr(place, name)) for place, name in places}
         self.model = DomainModel.from_pretrained(
             options.base, dtype=options.dtype, device=options.device,
             display=Display(quiet=True), out=tempfile.mkdtemp(),
@@ -134,16 +128,34 @@ class Worker:
 
     def run(self, way: str, name: str, seed: int) -> dict[str, Any]:
         """Train one way on one domain with one seed, and measure the adapter."""
+        began, settings = time.monotonic(), dict(WAYS[way])
+        constants = settings.pop("constants", {})
+        if texts := settings.pop("texts", None):
+            constants |= {"COUNTS": {**self.constants["COUNTS"][1], "training": texts}}
+        with self.changed(constants):
+            return self.trained(way, name, seed, settings, began)
+
+    @contextmanager
+    def changed(self, constants: Mapping[str, Any]) -> Iterator[None]:
+        """Inside, the package's ``constants`` are these."""
+        for name, (module, value) in self.constants.items():
+            setattr(module, name, constants.get(name, value))
+        try:
+            yield
+        finally:
+            for name, (module, value) in self.constants.items():
+                setattr(module, name, value)
+
+    def trained(
+        self, way: str, name: str, seed: int, settings: dict[str, Any], began: float
+    ) -> dict[str, Any]:
+        """The record of one run."""
         from lora_domains.analysis.scale_curve import scaled
         from lora_domains.console import Display
         from lora_domains.dataset import load_dataset
         from lora_domains.domain import with_settings
         from lora_domains.training.plan import derived_rate, make_plan
 
-        began, settings = time.monotonic(), dict(WAYS[way])
-        self.own_text.COUNTS = self.counts | settings.pop("texts", {})
-        self.own_text.LENGTH = settings.pop("length", 64)
-        self.own_text.CONTINUED = settings.pop("continued", 2)
         after, rewrite = settings.pop("after", None), settings.pop("rewritten", False)
         general = toy_texts() if settings.pop("general", None) else None
         domain = declared(name, self.options, general)
@@ -305,18 +317,13 @@ class Worker:
     def own_test(self) -> list["EncodedExample"]:
         """Texts of the base that no run reads."""
         from lora_domains.console import Display
+        from lora_domains.probes.own_text import OwnText
         from lora_domains.tokenization.tokenization import Tokenization
 
-        names = ("LENGTH", "COUNTS", "CONTINUED")
-        before = {name: getattr(self.own_text, name) for name in names}
-        self.own_text.LENGTH, self.own_text.COUNTS, self.own_text.CONTINUED = 64, self.counts, 2
-        own = self.own_text.OwnText(base=self.model.base, display=Display(quiet=True))
-        texts = own.windows(
-            "test", Tokenization(self.model.tokenizer, self.model.base.context), 128
-        )
-        for name, value in before.items():
-            setattr(self.own_text, name, value)
-        return texts
+        with self.changed(EARLIER):
+            own = OwnText(base=self.model.base, display=Display(quiet=True))
+            tokenization = Tokenization(self.model.tokenizer, self.model.base.context)
+            return own.windows("test", tokenization, 128)
 
 
 # ── Rows ────────────────────────────────────────────────────────────────────────────────────────

@@ -45,14 +45,15 @@ CPU_WORK = 1e13
 GFLOP/s."""
 FEWEST = 96
 """Texts of all splits, at the least."""
-TOKENS = 160
+TOKENS = 80
 """What a text costs, about: its tokens, written and read again, and half a question."""
 PART = 32
 """Texts that a dry run writes."""
 CONTINUED = 2
 """One in so many texts of a base trained on chats is a continuation, the others are answers."""
-LENGTH = 64
-"""The most tokens of a text or an answer."""
+LENGTH = 24
+"""The most tokens of a text or an answer. An adapter's answers differ from the base's in how they
+begin and how soon they end (benchmarks/training/general.py)."""
 TURN = 48
 """The most tokens of a user's turn."""
 TOP = 128

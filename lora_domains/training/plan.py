@@ -1,7 +1,6 @@
 """The plan: a run's settings once everything left open is derived, each with its reason."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,15 +9,11 @@ from lora_domains.adapters.peft import adapted_layers, new_adapter
 from lora_domains.console import format_duration
 from lora_domains.dataset import Dataset
 from lora_domains.domain import EPOCHS, Domain, Lora, Training
-from lora_domains.inference.batches import MICRO_TOKENS
-from lora_domains.inference.choice_tree import saved_tokens, tree
-from lora_domains.inference.likelihoods import least_saved, reads_whole_prompts
+from lora_domains.inference.choice_tree import tree
 from lora_domains.modeling.base import Base
-from lora_domains.modeling.batching import PASS
 from lora_domains.modeling.heads import SENTENCE, own_layout
 from lora_domains.probes.general_text import POOL
-from lora_domains.tokenization.encoded import EncodedExample
-from lora_domains.training.retention import Retention, choose_retention
+from lora_domains.training.retention import Retention, choose_retention, general_steps
 
 BATCHES = (32, 16, 8)
 """Batch sizes to choose among: rows of an optimiser step."""
@@ -37,8 +32,6 @@ MANY_TOKENS = 1000
 FEW_STEPS = 60
 """A run of fewer optimiser steps than this is warned about: it rarely learns a new task."""
 
-GENERAL_COST = 0.4
-"""The most that general text adds to the tokens of training on the rows alone."""
 PROBED = 1 / 3
 """Share of the learning rate with which a head that starts as a linear probe is trained, and the
 adapter beside it (benchmarks/training/heads.py)."""
@@ -166,17 +159,18 @@ def make_plan(base: Base, dataset: Dataset) -> Plan:
     own = dataset.general.own
     # Of the kind that the base was trained on: the embedded base's, the user's, or its own.
     familiar = own or base.id == "embedded" or dataset.domain.data.general is not None
-    retention, retention_reason = choose_retention(settings, len(general), familiar, batch, own)
+    retention, chosen = choose_retention(settings, len(general), familiar, batch, own)
     every, every_reason = 1, ""
     if retention.rows:
-        every, every_reason = _general_steps(base, dataset, general, retention.rows, steps)
+        retention, every, every_reason = general_steps(base, dataset, general, retention, steps)
     probe_reason = ""
     if probed and dataset.parent is None:
         probe_reason = "head: starts as logistic regression on the frozen features"
     reasons = (
         lr_reason, probe_reason, epochs_reason, batch_reason,
         f"{limit} of {steps * epochs} steps (--max-steps)" if limit < steps * epochs else "",
-        _balance_reason(dataset), rank_reason, retention_reason, every_reason,
+        _balance_reason(dataset), rank_reason,
+        f"retention {retention.name}: {chosen}{retention.describe()}", every_reason,
         _general_reason(dataset, math.ceil(limit / every) * retention.rows),
         _writing_reason(dataset.general.seconds) if dataset.general.seconds else "",
         _validation_reason(validate_every, steps),
@@ -323,51 +317,6 @@ def _many_labels_warning(dataset: Dataset) -> str:
         f"the {len(task.labels or ())} labels are {tokens:,} tokens, which are read after every "
         "prompt that is validated, evaluated or predicted. --head reads the prompt alone."
     )
-
-
-def _general_steps(
-    base: Base, dataset: Dataset, texts: Sequence[EncodedExample], rows: int, steps: int
-) -> tuple[int, str]:
-    """In every how many steps ``rows`` of the general ``texts`` are read, and the reason.
-
-    As often as adds at most ``general_cost`` (``GENERAL_COST``) to what the domain's own tokens
-    cost, by their number alone and with the cost of one more pass (``PASS``). What all prompts of
-    a pass begin with counts once. A token that is predicted also costs its logits, as many
-    multiplications as the output layer has weights.
-    """
-    layers = base.model.get_input_embeddings(), base.model.get_output_embeddings()
-    tables = {id(p) for layer in layers if layer is not None for p in layer.parameters()}
-    body = sum(p.numel() for p in base.model.parameters() if id(p) not in tables)
-    logits = base.vocabulary * base.width / max(1, body)
-
-    def cost(examples: Sequence[EncodedExample], predicted: float) -> float:
-        return sum(len(one) + predicted * one.supervised for one in examples)
-
-    own = [row.encoded for row in dataset.train]
-    step = cost(own, 0.0 if dataset.domain.task.head else logits) / steps
-    step -= _read_once(base, dataset, own, len(own) / steps)
-    general = rows * cost(texts, logits) / len(texts)
-    launch, share = PASS[base.device.type == "cpu"], dataset.domain.training.general_cost
-    if share is None:  # the embedded base's settings were measured without a limit
-        share = math.inf if base.id == "embedded" else GENERAL_COST
-    ratio = max(general / step, (general + launch) / (step + launch))
-    every = max(1, math.ceil(ratio / share))
-    reason = (
-        f"general text in 1 of {every} steps: it adds {100 * general / step / every:.0f} % to the "
-        f"tokens of a step (at most {100 * share:.0f} %)"
-    )
-    return every, reason if every > 1 else ""
-
-
-def _read_once(base: Base, dataset: Dataset, own: Sequence[EncodedExample], rows: float) -> float:
-    """Tokens that a step of ``rows`` saves, since a pass reads what prompts begin with once.
-
-    On one process and an unsharded base: a run that is resumed on others has the same plan.
-    """
-    if dataset.domain.task.head or reads_whole_prompts(dataset.domain):
-        return 0.0
-    passes = max(1, math.ceil(rows * sum(map(len, own)) / len(own) / MICRO_TOKENS))
-    return passes * saved_tokens(base.model, own, rows / passes, least_saved(base.model))
 
 
 def _balance_reason(dataset: Dataset) -> str:

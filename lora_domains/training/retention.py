@@ -1,24 +1,34 @@
-"""Retention methods: how a run preserves the base's general knowledge.
+"""Retention methods: how a run preserves the base's general knowledge, and how often.
 
 A class is a method: its settings, the general texts it reads in a step, the loss it adds on them,
 and how epochs that drift from the base are ranked. ``register`` makes a method known by its name.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from math import inf
 from typing import ClassVar, Self, TypeVar
 
 import numpy as np
 from torch import Tensor
 
 from lora_domains.console import GENERAL, Clock, Display
+from lora_domains.dataset import Dataset
 from lora_domains.domain import RETENTION, Training
-from lora_domains.inference.likelihoods import TextOutput, text_nats
+from lora_domains.inference.batches import MICRO_TOKENS
+from lora_domains.inference.choice_tree import saved_tokens
+from lora_domains.inference.likelihoods import (
+    TextOutput,
+    least_saved,
+    reads_whole_prompts,
+    text_nats,
+)
 from lora_domains.inference.reference import Prediction, Reference
 from lora_domains.modeling.bank import Bank
+from lora_domains.modeling.base import Base
+from lora_domains.modeling.batching import PASS
 from lora_domains.tokenization.encoded import EncodedExample
 from lora_domains.verdict.gates import Gates
 from lora_domains.verdict.side_effects import DRIFT_LIMIT
@@ -124,6 +134,15 @@ class Retention(ABC):
     def describe(self) -> str:
         """What the method does, as a phrase for the plan."""
 
+    @property
+    def fewest(self) -> int:
+        """The general texts of a step that it can do with."""
+        return self.rows
+
+    def reading(self, rows: int) -> Self:
+        """The method with ``rows`` texts in a step, at least ``fewest`` and at most its own."""
+        return self
+
     def loss(self, general: GeneralTexts, texts: Sequence[EncodedExample]) -> Tensor:
         """The loss added on ``texts``, summed over their tokens; for methods that read ``rows``."""
         raise NotImplementedError(f"{self.name} reads general texts and defines no loss on them")
@@ -164,16 +183,19 @@ class NoRetention(Retention):
 
     name = "none"
     rows: int = 0
+    monitored: bool = True
 
     @classmethod
     def planned(cls, settings: Training, batch: int) -> Self:
         return cls()
 
     def describe(self) -> str:
+        if not self.monitored:
+            return "the base has no language head to compare with"
         return "general knowledge is monitored but not preserved"
 
     def drift_limit(self, gates: Gates) -> float:
-        return inf
+        return math.inf
 
 
 @register
@@ -220,6 +242,13 @@ class Kl(Retention):
     def describe(self) -> str:
         return f"KL to the base, weight {self.weight:g}, on {self.rows} general texts per step"
 
+    @property
+    def fewest(self) -> int:
+        return min(FEWEST, self.rows)
+
+    def reading(self, rows: int) -> Self:
+        return replace(self, rows=rows)
+
     def loss(self, general: GeneralTexts, texts: Sequence[EncodedExample]) -> Tensor:
         return self.weight * general.kl(texts)
 
@@ -227,7 +256,7 @@ class Kl(Retention):
 def choose_retention(
     settings: Training, texts: int, familiar: bool, batch: int, own: bool = False
 ) -> tuple[Retention, str]:
-    """The method for a run, and the reason for the plan.
+    """The method for a run, and the reason for it, which a description follows.
 
     ``texts`` is the number of general texts, 0 for a base without a language head. ``familiar``
     says whether they are of the kind that the base was trained on: the embedded base's, those that
@@ -235,7 +264,7 @@ def choose_retention(
     rows in a step.
     """
     if not texts:
-        return NoRetention(), "retention none: the base has no language head to compare with"
+        return NoRetention(monitored=False), ""
     name, why = settings.retention, ""
     if name == "auto" and own:
         name, why = AUTO[1], "chosen by auto for text that the base wrote itself; "
@@ -246,5 +275,65 @@ def choose_retention(
             "chosen by auto, since replay would train this base on the embedded world's text "
             "(give your own with --general FILE); "
         )  # fmt: skip
-    method = METHODS[name].planned(settings, batch)
-    return method, f"retention {name}: {why}{method.describe()}"
+    return METHODS[name].planned(settings, batch), why
+
+
+# ── How often ───────────────────────────────────────────────────────────────────────────────────
+
+GENERAL_COST = 0.4
+"""The most that general text adds to the tokens of training on the rows alone."""
+FEWEST = 2
+"""Texts of a step that KL can do with: fewer of them in more steps keep more of what a base knows
+than more in fewer (benchmarks/training/general.py)."""
+
+
+def general_steps(
+    base: Base, dataset: Dataset, texts: Sequence[EncodedExample], retention: Retention, steps: int
+) -> tuple[Retention, int, str]:
+    """``retention`` with as many of the general ``texts`` in a step as a run can afford, in every
+    how many steps they are read, and the reason.
+
+    As often as the ``fewest`` of them, and then as many, as add at most ``general_cost``
+    (``GENERAL_COST``) to what the domain's own tokens cost, by their number alone and with the cost
+    of one more pass (``PASS``). What all prompts of a pass begin with counts once. A token that is
+    predicted also costs its logits, as many multiplications as the output layer has weights.
+    """
+    layers = base.model.get_input_embeddings(), base.model.get_output_embeddings()
+    tables = {id(p) for layer in layers if layer is not None for p in layer.parameters()}
+    body = sum(p.numel() for p in base.model.parameters() if id(p) not in tables)
+    logits = base.vocabulary * base.width / max(1, body)
+
+    def cost(examples: Sequence[EncodedExample], predicted: float) -> float:
+        return sum(len(one) + predicted * one.supervised for one in examples)
+
+    own = [row.encoded for row in dataset.train]
+    step = cost(own, 0.0 if dataset.domain.task.head else logits) / steps
+    step -= _read_once(base, dataset, own, len(own) / steps)
+    text, launch = cost(texts, logits) / len(texts), PASS[base.device.type == "cpu"]
+    share = dataset.domain.training.general_cost
+    if share is None:  # the embedded base's settings were measured without a limit
+        share = math.inf if base.id == "embedded" else GENERAL_COST
+    fewest = retention.fewest * text
+    ratio = max(fewest / step, (fewest + launch) / (step + launch))
+    every = max(1, math.ceil(ratio / share))
+    room = every * share
+    affordable = min(room * step, room * (step + launch) - launch) / text
+    if affordable < retention.rows:
+        retention = retention.reading(max(retention.fewest, math.floor(affordable)))
+    reason = (
+        f"general text in 1 of {every} steps: it adds "
+        f"{100 * retention.rows * text / step / every:.0f} % to the tokens of a step (at most "
+        f"{100 * share:.0f} %)"
+    )
+    return retention, every, reason if every > 1 else ""
+
+
+def _read_once(base: Base, dataset: Dataset, own: Sequence[EncodedExample], rows: float) -> float:
+    """Tokens that a step of ``rows`` saves, since a pass reads what prompts begin with once.
+
+    On one process and an unsharded base: a run that is resumed on others has the same plan.
+    """
+    if dataset.domain.task.head or reads_whole_prompts(dataset.domain):
+        return 0.0
+    passes = max(1, math.ceil(rows * sum(map(len, own)) / len(own) / MICRO_TOKENS))
+    return passes * saved_tokens(base.model, own, rows / passes, least_saved(base.model))

@@ -98,6 +98,26 @@ def test_general_text_costs_at_most_two_fifths_of_the_domains_tokens(
         assert cheaper.plan.general_every > every
 
 
+def test_kl_reads_as_many_general_texts_as_a_step_can_afford(
+    tmp_path: Path, tiny_base: Path, own_texts: Path
+) -> None:
+    model = model_in(tmp_path, tiny_base)
+
+    def read(words: int, **settings: Any) -> tuple[int, int]:
+        rows = [{"text": f"{n} " + "river " * words, "label": "ab"[n % 2]} for n in range(160)]
+        domain = declared(rows, task=Classification(), batch_size=8, retention="kl", **settings)
+        plan = make_plan(model.base, model.dataset(domain))
+        texts = plan.retention.rows
+        assert f"on {texts} general texts per step" in " ".join(plan.reasons)
+        return texts, plan.general_every
+
+    short, long = read(3), read(100)
+    assert 2 <= short[0] < long[0] == 6
+    assert short[1] > long[1] == 1
+    assert read(100, general_rows=3) == (3, 1)
+    assert read(3, general_rows=1)[0] == 1
+
+
 def test_what_prompts_begin_with_counts_once_wherever_the_run_goes_on(
     tmp_path: Path, tiny_base: Path, own_texts: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
