@@ -67,6 +67,7 @@ def kl(rows: int = 6, length: int = 64, *, continued: int = 2, **settings: Any) 
 WAYS: dict[str, dict[str, Any]] = {
     "plain": {"retention": "none"},
     "default": {},
+    "default, rate / 3": {"lr": 1 / 3},
     "own KL": kl(),
     "toy KL": kl(general="toy", **UNLIMITED),
     "own KL, every step": kl(**UNLIMITED),
