@@ -194,8 +194,7 @@ class TrainableLora(nn.Module):
     def forward(self, x: Tensor, y: Tensor, low: Tensor | None = None) -> Tensor:
         """``y`` (…, out), the base's output for ``x`` (…, in), with the adapter's.
 
-        ``low`` (tokens, rank) is the product of ``x`` and ``a`` for one that is ``plain``; it may
-        have been computed together with others.
+        ``low`` (tokens, rank) is the product of ``x`` and ``a`` for one that is ``plain``.
         """
         if low is not None:
             # Scaled between the products, where there are rank columns and not out.
@@ -219,8 +218,7 @@ class _Added(torch.autograd.Function):
     """``y`` (…, out) with the products of adapters added in place, without copies."""
 
     @staticmethod
-    def forward(ctx: Any, y: Tensor, places: Sequence[tuple[int, int]],
-                *pairs: Tensor) -> Tensor:  # fmt: skip
+    def forward(ctx: Any, y: Tensor, places: Sequence[tuple[int, int]], *pairs: Tensor) -> Tensor:
         flat = y.view(-1, y.shape[-1])
         for (start, stop), low, b in zip(places, pairs[::2], pairs[1::2], strict=True):
             flat[start:stop].addmm_(low, b.t())
@@ -257,12 +255,10 @@ def add_products(
 
 
 def _added(y: Tensor, places: Sequence[tuple[int, int]], pairs: Sequence[Tensor]) -> Tensor:
-    """``y`` with the products of ``pairs`` added in ``places``, in place; a view is copied first,
-    since the gradients of one that a function made cannot be followed (bitsandbytes in 8 bits)."""
-    whole = y.is_contiguous() and not y._is_view()
-    added: Tensor = _Added.apply(  # type: ignore[no-untyped-call]
-        y if whole else y.clone(memory_format=torch.contiguous_format), places, *pairs
-    )
+    """``_Added``, on a copy of a view: autograd cannot follow one that a function made (8 bits)."""
+    if y._is_view() or not y.is_contiguous():
+        y = y.clone(memory_format=torch.contiguous_format)
+    added: Tensor = _Added.apply(y, places, *pairs)  # type: ignore[no-untyped-call]
     return added
 
 

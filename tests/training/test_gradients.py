@@ -283,7 +283,8 @@ def test_passes_keep_within_memory_and_change_rounding_only(
     tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    spam = declared(make_rows(60), epochs=2, kl=0.5, retention="kl", general_rows=8)
+    spam = declared(make_rows(60), epochs=2, kl=0.5, retention="kl", general_rows=8,
+                    general_cost=1000.0)  # fmt: skip
     weights, peaks, parts = [], [], []
     for free in (2**30, 2**23):  # a single text of 127 tokens takes 2.1 MB
         monkeypatch.setattr(memory, "free_bytes", lambda _, free=free: free)

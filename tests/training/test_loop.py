@@ -141,7 +141,7 @@ def test_a_run_that_patience_stops_decays_from_its_best_epoch(
 def test_the_card_of_a_run_that_decayed_is_read(
     tmp_path: Path, tiny_base: Path, rows: list[dict[str, Any]]
 ) -> None:
-    spam = declared(rows[:100], epochs=8, patience=1, decay=0.5, lr=0.05)
+    spam = declared(rows[:100], epochs=8, patience=1, decay=0.5, lr=0.05, retention="none")
     model_in(tmp_path, tiny_base).fit(spam)
     training = Card.read(tmp_path / "spam").adapter.training
     *_, stopped, last = training["history"]
