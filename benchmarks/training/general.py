@@ -138,14 +138,15 @@ class Worker:
 
     @contextmanager
     def changed(self, constants: Mapping[str, Any]) -> Iterator[None]:
-        """Inside, the package's ``constants`` are these."""
+        """Inside, the package's ``constants`` are these; afterwards what they were before."""
+        before = {name: getattr(module, name) for name, (module, _) in self.constants.items()}
         for name, (module, value) in self.constants.items():
             setattr(module, name, constants.get(name, value))
         try:
             yield
         finally:
-            for name, (module, value) in self.constants.items():
-                setattr(module, name, value)
+            for name, (module, _) in self.constants.items():
+                setattr(module, name, before[name])
 
     def trained(
         self, way: str, name: str, seed: int, settings: dict[str, Any], began: float
