@@ -8,8 +8,9 @@ Both train the same LoRA weights on the same 8 rows of 256 tokens, without reten
 Llama and on SmolLM2, and push no gradient below the adapter. Ours lets the layers below read the
 rows once and begins each step above them; that reading is measured by itself, as a share of the
 step that it is done before. The same steps without it show what it saves, which is the less, the
-larger the output layer is: every token is supervised. What PEFT adapts is the list of our linears,
-which are those that its ``layers_to_transform`` names.
+larger the output layer is: every token is supervised. Each takes an untimed step before a timed
+one. What PEFT adapts is the list of our linears, which are those that its ``layers_to_transform``
+names.
 """
 
 import os
@@ -18,7 +19,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from measure import Experiment, ratios, timed
+from measure import Experiment, ratios
 from shape import bench
 from training import (
     GRADIENTS,
@@ -30,7 +31,10 @@ from training import (
     add_flags,
     difference,
     exact_gradients,
+    step_times,
     texts,
+    timed_steps,
+    timed_trainer,
 )
 
 from lora_domains.modeling.base import load_base
@@ -80,19 +84,9 @@ def compare(experiment: Experiment, name: str, base: Path, rows: list[dict[str, 
     experiment.figure(f"{label}, error of the gradients, relative", "", difference(found, truth),
                       error, at_most=error)  # fmt: skip
     trainer = peer.trainer(folder / "trainer")
-    runs: dict[str, list[float]] = {"kept": [], "whole": [], "peft": [], "read": []}
-    for round_ in range(-1, experiment.rounds):
-        for who in ("kept", "whole", "peft") if round_ % 2 else ("peft", "whole", "kept"):
-            if who == "peft":
-                trainer.train()
-                seconds = trainer.clock.seconds
-            else:
-                seconds = timed(ours.step if who == "kept" else ours.whole, experiment.device)
-            if round_ >= 0:
-                runs[who].append(seconds)
-        seconds = timed(ours.read, experiment.device)
-        if round_ >= 0:
-            runs["read"].append(seconds)
+    works = {"kept": ours.step, "whole": ours.whole, "read": ours.read}
+    contenders = {who: timed_steps(experiment, work) for who, work in works.items()}
+    runs = step_times(experiment, contenders | {"peft": timed_trainer(trainer)})
     tokens = sum(map(len, ours.batch))
     experiment.figure(f"{label}, tokens a second", "tokens/s",
                       [tokens / s for s in runs["kept"]], [tokens / s for s in runs["peft"]],

@@ -1,6 +1,6 @@
 """Training steps of one adapter: plain PEFT with transformers' Trainer against ours.
 
-    python benchmarks/speed/training.py --bases .bases           # 20 minutes on 2 quiet cores
+    python benchmarks/speed/training.py --bases .bases           # 40 minutes on 2 quiet cores
     python benchmarks/speed/training.py                          # without pretrained bases
     python benchmarks/speed/training.py --device cuda --dtype bfloat16 --shape 0.5b 7b
 
@@ -8,8 +8,9 @@ Both train the same LoRA weights on the same rows, without retention, and take t
 steps: 8 rows of 256 tokens, all of which are supervised, on a random Llama and on SmolLM2, and
 labels on MiniLM with a head. In bfloat16 PEFT is used as its users do: the base in bfloat16, its
 adapter in float32, and autocast (`bf16=True`). A step of the Trainer is timed between its own
-callbacks, without the Trainer's start. Memory is the peak of all tensors that a step makes,
-counted by the package's own counter, for both.
+callbacks, without the Trainer's start, and each takes an untimed step before a timed one. Memory is
+the peak of all tensors that a step makes, counted by the package's own counter, for both. Profiles
+are of one more step, the Trainer's with its start.
 
 With ``--shape`` steps are of 8 rows of 512 tokens, and the base of 7 billion parameters is trained
 on in 4 and 8 bits too. The limit is 4N floating-point operations for a token over the rate of a
@@ -24,13 +25,14 @@ import gc
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from measure import DTYPES, Experiment, ratios, synchronize, timed
+from measure import DTYPES, Experiment, in_turn, ratios, synchronize, timed
 from shape import Bench, bench, multiplied, plain
 
 from lora_domains import Classification, Data, Domain, DomainModel, Training
@@ -241,7 +243,9 @@ def compare(experiment: Experiment, name: str, base: Path, task: Any, rows: list
         experiment.figure(f"{label}, error of the gradients, relative", "",
                           difference(found, truth), error, at_most=error)  # fmt: skip
     trainer = peer.trainer(folder / "trainer")
-    runs = step_times(experiment, ours, trainer)
+    runs = step_times(
+        experiment, {"ours": timed_steps(experiment, ours.step), "peft": timed_trainer(trainer)}
+    )
     tokens = sum(map(len, ours.batch))
     speed, memory = GOALS[dtype]
     experiment.figure(f"{label}, tokens a second", "tokens/s",
@@ -257,22 +261,42 @@ def compare(experiment: Experiment, name: str, base: Path, task: Any, rows: list
                           bytes_["peft"] / 1e6)  # fmt: skip
         experiment.figure(f"{label}, memory over PEFT's", "×", bytes_["ours"] / bytes_["peft"],
                           at_most=memory)  # fmt: skip
+        experiment.profile(label, ours.step, runs["ours"])
+        experiment.profile(f"{label}, PEFT", trainer.train, runs["peft"])
     ours.close()
 
 
-def step_times(experiment: Experiment, ours: Steps, trainer: Any) -> dict[str, list[float]]:
-    """Seconds of a step in each round; one round warms up."""
-    runs: dict[str, list[float]] = {"ours": [], "peft": []}
+def step_times(
+    experiment: Experiment, contenders: Mapping[str, Callable[[], float]]
+) -> dict[str, list[float]]:
+    """Seconds of each contender's step in each round; one round warms up.
+
+    Each takes an untimed step first. The system clears memory that a step needs beyond what the
+    contender before it held, so that its time would depend on who came before.
+    """
+    runs: dict[str, list[float]] = {who: [] for who in contenders}
     for round_ in range(-1, experiment.rounds):
-        for who in ("ours", "peft") if round_ % 2 else ("peft", "ours"):
-            if who == "ours":
-                seconds = timed(ours.step, experiment.device)
-            else:
-                trainer.train()
-                seconds = trainer.clock.seconds
+        for who in in_turn(list(contenders), round_):
+            contenders[who]()
+            seconds = contenders[who]()
             if round_ >= 0:
                 runs[who].append(seconds)
     return runs
+
+
+def timed_steps(experiment: Experiment, step: Callable[[], Any]) -> Callable[[], float]:
+    """Takes ``step`` and gives its seconds."""
+    return partial(timed, step, experiment.device)
+
+
+def timed_trainer(trainer: Any) -> Callable[[], float]:
+    """Takes one step of the Trainer and gives its seconds, without the Trainer's start."""
+
+    def step() -> float:
+        trainer.train()
+        return float(trainer.clock.seconds)
+
+    return step
 
 
 def pass_cost(experiment: Experiment, label: str, ours: Steps) -> None:
@@ -355,7 +379,9 @@ def at_precision(experiment: Experiment, test: Bench, rows: list[dict[str, Any]]
         experiment.figure(f"{label}, gradients apart, relative", "",
                           difference(ours.gradients(), peer.gradients()),
                           at_most=GRADIENTS[dtype])  # fmt: skip
-    runs = step_times(experiment, ours, trainer)
+    runs = step_times(
+        experiment, {"ours": timed_steps(experiment, ours.step), "peft": timed_trainer(trainer)}
+    )
     count = sum(map(len, ours.batch))
     rates = {who: [count / seconds for seconds in of] for who, of in runs.items()}
     experiment.figure(f"{label}, tokens a second", "tokens/s", rates["ours"], rates["peft"],
