@@ -99,7 +99,7 @@ class JointGradients:
                     nats = torch.zeros(len(batches), device=self.model.device)
                     for one in passes:
                         self._run(one, nats)
-                        give_back(one, _cost(one[0].share.reading, batches), self.model.device)
+                        give_back(one, _cost(one[0].share.reading, batches), self.model)
                 return [compared.get(run, nats[run]) for run in range(len(batches))]
             except RuntimeError as error:
                 if not ran_out(error):

@@ -26,6 +26,7 @@ from lora_domains.inference.memory import (
     TRIAL,
     PassCost,
     TensorBytes,
+    make_room,
     measured_once,
     pass_limit,
     recomputing,
@@ -43,7 +44,7 @@ from lora_domains.training.retention import GeneralTexts, Retention
 
 Passes = Sequence[Sequence[EncodedExample]]
 LARGE_PASS = 2**28
-"""Bytes of a pass on a CPU after which freed memory is given back to the system."""
+"""Bytes of a pass on a CPU after which freed memory is given back if others need it."""
 ATTENTION = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 """What may compute attention in training: all kernels but cuDNN's. On Hopper GPUs, where torch
 prefers that one for 16 bits from 2.11 on, its gradients are NaN in masked batches of 64, 192, 320 …
@@ -181,7 +182,7 @@ class Gradients:
                     loss = self.loss(part)
                 torch.autograd.backward(loss / total)
                 nats += loss.detach()
-                give_back(part, self.cost, self.model.device)
+                give_back(part, self.cost, self.model)
         return nats
 
     def loss(
@@ -349,18 +350,16 @@ def sum_over_ranks(
     stopping = torch.tensor(float(stop is not None), device=device)
     flat = distributed.summed(torch.cat([torch.stack([*nats, stopping]), *grads]))
     *values, stopped = flat[: len(nats) + 1].tolist()
-    offset = len(nats) + 1
-    for parameter in parameters:
-        size = parameter.numel()
-        parameter.grad = flat[offset : offset + size].view_as(parameter).clone()
-        offset += size
+    parts = torch.split(flat[len(nats) + 1 :], [parameter.numel() for parameter in parameters])
+    for parameter, part in zip(parameters, parts, strict=True):
+        parameter.grad = part.view_as(parameter).clone()
     return values, stopped > 0
 
 
-def give_back(part: Sequence[Sized], cost: PassCost | None, device: torch.device) -> None:
-    """Free what a large pass left in the allocator, which the next may need in other pieces."""
+def give_back(part: Sequence[Sized], cost: PassCost | None, model: Any) -> None:
+    """Give back what a large pass left in the allocator if too little is free for another."""
     if cost is not None and cost.token * len(part) * max(map(len, part)) >= LARGE_PASS:
-        release(device)
+        make_room(model)
 
 
 # ── The optimiser ───────────────────────────────────────────────────────────────────────────────

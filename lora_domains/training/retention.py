@@ -335,5 +335,6 @@ def _read_once(base: Base, dataset: Dataset, own: Sequence[EncodedExample], rows
     """
     if dataset.domain.task.head or reads_whole_prompts(dataset.domain):
         return 0.0
-    passes = max(1, math.ceil(rows * sum(map(len, own)) / len(own) / MICRO_TOKENS))
+    tokens = rows * sum(map(len, own)) / len(own)
+    passes = max(1, math.ceil(tokens / MICRO_TOKENS[base.device.type == "cpu"]))
     return passes * saved_tokens(base.model, own, rows / passes, least_saved(base.model))

@@ -13,7 +13,7 @@ from support.models import clear_rows, declared, in_float64, model_in
 
 from lora_domains.domain import Domain
 from lora_domains.errors import OutOfMemory
-from lora_domains.inference import batches
+from lora_domains.inference import batches, memory
 from lora_domains.inference.memory import recomputing
 from lora_domains.joint.gradients import Batch, JointGradients
 from lora_domains.model import DomainModel
@@ -139,7 +139,7 @@ def assert_as_exact(runs: Sequence[Run]) -> None:
 def test_joint_gradients_equal_those_of_separate_steps(
     tmp_path: Path, tiny_base: Path, micro: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(batches, "MICRO_TOKENS", micro)
+    monkeypatch.setattr(batches, "MICRO_TOKENS", {True: micro, False: micro})
     runs = runs_on(model_in(tmp_path, tiny_base), causal_domains())
     assert {run.plan.rank for run in runs} == {2, 3, 4, 8, 16}
     assert sum(bool(run.gradients.texts()) for run in runs) == 4
@@ -185,10 +185,9 @@ def test_adapters_that_are_alike_share_their_products(
     runs = runs_on(model_in(tmp_path, tiny_base), [first, second])
     found, products = [], routing.trained_lows
     monkeypatch.setattr(routing, "trained_lows", lambda *a: found.append(products(*a)) or found[-1])
-    assert all(difference < 1e-6 and nats < 1e-6 for difference, nats in compared(runs))
+    assert all(nats < 1e-6 for _, nats in compared(runs))
     assert any(found) == shared
-    if shared:
-        assert_as_exact(runs)
+    assert_as_exact(runs)
 
 
 def test_a_step_takes_one_pass_for_all_runs(
@@ -247,7 +246,7 @@ def test_a_row_that_does_not_fit_is_named_after_its_domain(
         joint.compute(batches)
 
 
-def test_large_passes_give_their_memory_back(
+def test_large_passes_give_their_memory_back_if_too_little_is_free(
     tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runs = runs_on(model_in(tmp_path, tiny_base), causal_domains()[:2])
@@ -255,7 +254,12 @@ def test_large_passes_give_their_memory_back(
     joint, freed, passes = JointGradients(runs[0].bank), [], []
     run_pass = joint._run
     monkeypatch.setattr(joint, "_run", lambda *a: (passes.append(1), run_pass(*a)))
-    monkeypatch.setattr(gradients, "release", freed.append)
+    monkeypatch.setattr(memory, "release", freed.append)
+    monkeypatch.setattr(gradients, "LARGE_PASS", 0)
+    joint.compute(batches)
+    assert freed == []
+    monkeypatch.setattr(memory, "free_bytes", lambda _: memory.pass_limit(joint.model) - 1)
+    monkeypatch.setattr(gradients, "LARGE_PASS", 2**28)
     joint.compute(batches)
     assert freed == []
     monkeypatch.setattr(gradients, "LARGE_PASS", 0)

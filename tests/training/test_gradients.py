@@ -63,7 +63,7 @@ def test_gradients_and_loss_equal_plain_peft(
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
-    monkeypatch.setattr(batches, "MICRO_TOKENS", micro)
+    monkeypatch.setattr(batches, "MICRO_TOKENS", {True: micro, False: micro})
     spam = replace(declared(rows, retention="none"), task=Generation("text", "label"))
     run = make_run(tmp_path, tiny_base, spam, None)
     random = torch.Generator().manual_seed(0)
@@ -148,7 +148,7 @@ def test_running_out_of_memory_within_a_step_counts_no_row_twice(
     """Without dropout, smaller passes change rounding only; the global batch stays the same."""
     spam = declared(make_rows(60), epochs=2, retention="none")
     whole = ended(make_run(tmp_path / "whole", tiny_base, spam))
-    monkeypatch.setattr(batches, "MICRO_TOKENS", 100)
+    monkeypatch.setattr(batches, "MICRO_TOKENS", {True: 100, False: 100})
     run = make_run(tmp_path, tiny_base, spam)
     parts = len(list(micro_batches(run.train[:16], torch.device("cpu"))))
     assert parts >= 2
