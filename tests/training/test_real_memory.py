@@ -46,7 +46,7 @@ def test_a_step_takes_the_memory_that_was_estimated_and_no_more_than_is_free(
     gradients, limit = run.gradients, pass_limit(run.model)
     assert limit == 2 * GIB
     assert gradients.cost is not None
-    rows = [EncodedExample(f"{n}", tuple(range(100, 248)), (300, 2), target=0) for n in range(24)]
+    rows = [EncodedExample(f"{n}", (n, *range(100, 247)), (300, 2), target=0) for n in range(24)]
     vocabulary = run.bank.base.vocabulary
     arguments = (torch.device("cpu"), None, vocabulary)
     parts = list(micro_batches(rows, *arguments, gradients.cost, limit))
