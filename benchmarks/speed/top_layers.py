@@ -1,6 +1,6 @@
 """Training steps of an adapter on the top third of the layers: PEFT and the Trainer against ours.
 
-    python benchmarks/speed/top_layers.py --bases .bases         # 10 minutes on 2 quiet cores
+    python benchmarks/speed/top_layers.py --bases .bases         # 12 minutes on 2 quiet cores
     python benchmarks/speed/top_layers.py                        # without pretrained bases
     python benchmarks/speed/top_layers.py --device cuda
 
@@ -33,8 +33,6 @@ from training import (
     exact_gradients,
     step_times,
     texts,
-    timed_steps,
-    timed_trainer,
 )
 
 from lora_domains.modeling.base import load_base
@@ -84,9 +82,8 @@ def compare(experiment: Experiment, name: str, base: Path, rows: list[dict[str, 
     experiment.figure(f"{label}, error of the gradients, relative", "", difference(found, truth),
                       error, at_most=error)  # fmt: skip
     trainer = peer.trainer(folder / "trainer")
-    works = {"kept": ours.step, "whole": ours.whole, "read": ours.read}
-    contenders = {who: timed_steps(experiment, work) for who, work in works.items()}
-    runs = step_times(experiment, contenders | {"peft": timed_trainer(trainer)})
+    steps = {"kept": ours.step, "whole": ours.whole, "read": ours.read}
+    runs = step_times(experiment, steps, trainer)
     tokens = sum(map(len, ours.batch))
     experiment.figure(f"{label}, tokens a second", "tokens/s",
                       [tokens / s for s in runs["kept"]], [tokens / s for s in runs["peft"]],

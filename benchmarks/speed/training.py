@@ -1,6 +1,6 @@
 """Training steps of one adapter: plain PEFT with transformers' Trainer against ours.
 
-    python benchmarks/speed/training.py --bases .bases           # 40 minutes on 2 quiet cores
+    python benchmarks/speed/training.py --bases .bases           # 30 minutes on 2 quiet cores
     python benchmarks/speed/training.py                          # without pretrained bases
     python benchmarks/speed/training.py --device cuda --dtype bfloat16 --shape 0.5b 7b
 
@@ -243,9 +243,7 @@ def compare(experiment: Experiment, name: str, base: Path, task: Any, rows: list
         experiment.figure(f"{label}, error of the gradients, relative", "",
                           difference(found, truth), error, at_most=error)  # fmt: skip
     trainer = peer.trainer(folder / "trainer")
-    runs = step_times(
-        experiment, {"ours": timed_steps(experiment, ours.step), "peft": timed_trainer(trainer)}
-    )
+    runs = step_times(experiment, {"ours": ours.step}, trainer)
     tokens = sum(map(len, ours.batch))
     speed, memory = GOALS[dtype]
     experiment.figure(f"{label}, tokens a second", "tokens/s",
@@ -267,13 +265,22 @@ def compare(experiment: Experiment, name: str, base: Path, task: Any, rows: list
 
 
 def step_times(
-    experiment: Experiment, contenders: Mapping[str, Callable[[], float]]
+    experiment: Experiment, steps: Mapping[str, Callable[[], Any]], trainer: Any
 ) -> dict[str, list[float]]:
-    """Seconds of each contender's step in each round; one round warms up.
+    """Seconds of each of our ``steps`` and of "peft" in each round; one round warms up.
 
     Each takes an untimed step first. The system clears memory that a step needs beyond what the
     contender before it held, so that its time would depend on who came before.
     """
+
+    def peft() -> float:
+        trainer.train()
+        return float(trainer.clock.seconds)  # without the Trainer's start
+
+    contenders: dict[str, Callable[[], float]] = {
+        who: partial(timed, step, experiment.device) for who, step in steps.items()
+    }
+    contenders["peft"] = peft
     runs: dict[str, list[float]] = {who: [] for who in contenders}
     for round_ in range(-1, experiment.rounds):
         for who in in_turn(list(contenders), round_):
@@ -282,21 +289,6 @@ def step_times(
             if round_ >= 0:
                 runs[who].append(seconds)
     return runs
-
-
-def timed_steps(experiment: Experiment, step: Callable[[], Any]) -> Callable[[], float]:
-    """Takes ``step`` and gives its seconds."""
-    return partial(timed, step, experiment.device)
-
-
-def timed_trainer(trainer: Any) -> Callable[[], float]:
-    """Takes one step of the Trainer and gives its seconds, without the Trainer's start."""
-
-    def step() -> float:
-        trainer.train()
-        return float(trainer.clock.seconds)
-
-    return step
 
 
 def pass_cost(experiment: Experiment, label: str, ours: Steps) -> None:
@@ -379,9 +371,7 @@ def at_precision(experiment: Experiment, test: Bench, rows: list[dict[str, Any]]
         experiment.figure(f"{label}, gradients apart, relative", "",
                           difference(ours.gradients(), peer.gradients()),
                           at_most=GRADIENTS[dtype])  # fmt: skip
-    runs = step_times(
-        experiment, {"ours": timed_steps(experiment, ours.step), "peft": timed_trainer(trainer)}
-    )
+    runs = step_times(experiment, {"ours": ours.step}, trainer)
     count = sum(map(len, ours.batch))
     rates = {who: [count / seconds for seconds in of] for who, of in runs.items()}
     experiment.figure(f"{label}, tokens a second", "tokens/s", rates["ours"], rates["peft"],

@@ -44,7 +44,7 @@ from lora_domains.training.retention import GeneralTexts, Retention
 
 Passes = Sequence[Sequence[EncodedExample]]
 LARGE_PASS = 2**28
-"""Bytes of a pass on a CPU after which freed memory is given back if others need it."""
+"""Bytes of a pass on a CPU after which freed memory is given back where little is free."""
 ATTENTION = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 """What may compute attention in training: all kernels but cuDNN's. On Hopper GPUs, where torch
 prefers that one for 16 bits from 2.11 on, its gradients are NaN in masked batches of 64, 192, 320 …

@@ -215,6 +215,16 @@ def test_a_long_row_among_short_ones_is_the_same_error(
         run.fit()
 
 
+def test_a_pass_on_a_cpu_has_1024_tokens_and_on_an_accelerator_as_many_as_it_is_given() -> None:
+    rows = [EncodedExample(f"{n}", (n, *range(100, 225)), (1, 2), target=0) for n in range(20)]
+    cpu, gpu = (
+        [len(part) for part in micro_batches(rows, torch.device(name))] for name in ("cpu", "cuda")
+    )
+    assert max(cpu) == 1024 // 128
+    assert sum(cpu) == sum(gpu) == 20
+    assert gpu == [20]
+
+
 def test_a_large_vocabulary_makes_smaller_passes() -> None:
     rows = [EncodedExample(str(n), (1,), tuple(range(2, 102))) for n in range(8)]
     cpu = torch.device("cpu")
