@@ -16,8 +16,12 @@ from lora_domains.console import Display
 from lora_domains.data.source import Data
 from lora_domains.domain import RETENTION, Domain, Training, with_settings
 from lora_domains.errors import DomainError
+from lora_domains.inference.batches import micro_batches
+from lora_domains.inference.likelihoods import saved_in_training
 from lora_domains.model import DomainModel
 from lora_domains.tasks import Classification
+from lora_domains.tokenization.encoded import EncodedExample
+from lora_domains.training import retention
 from lora_domains.training.retention import METHODS, Retention, choose_retention, positions
 
 
@@ -131,3 +135,16 @@ def test_general_text_that_is_given_is_trained_with_and_never_saved(
     assert own.adapter.sha256 != ours.adapter.sha256
     for path in tmp_path.rglob("*"):
         assert not path.is_file() or secret.encode() not in path.read_bytes(), path
+
+
+def test_the_cost_of_a_step_counts_a_beginning_once_for_each_of_its_passes(
+    tmp_path: Path, tiny_base: Path
+) -> None:
+    model = model_in(tmp_path, tiny_base)
+    dataset = model.dataset(declared(make_rows(60), retention="none"))
+    begins, ends = range(10, 74), range(100, 161)
+    own = [EncodedExample(f"{n}", (*begins, n, *ends), (1, 2), target=0) for n in range(16)]
+    passes = list(micro_batches(own, model.base.device))
+    saved = [saved_in_training(model.base.model, part) for part in passes]
+    assert saved == [64.0 * 7] * 2
+    assert retention._read_once(model.base, dataset, own, len(own)) == sum(saved)
