@@ -10,7 +10,6 @@ base reads general text with some of its tokens masked and predicts those.
 """
 
 import re
-import zlib
 from collections.abc import Iterable, Sequence
 from itertools import chain, pairwise
 from typing import Any
@@ -18,14 +17,13 @@ from typing import Any
 import numpy as np
 
 from lora_domains.errors import AnswerTooLong, ChatTemplateError, DataError, listed
-from lora_domains.tasks.rows import Example, answers_in
+from lora_domains.tasks.rows import Example
 from lora_domains.tokenization.chat_template import ChatTemplate, Conversation
 from lora_domains.tokenization.encoded import EncodedExample, EncodedRow, shared, without_middle
+from lora_domains.tokenization.masked import masked_windows
 from lora_domains.tokenization.special_tokens import special_names
 from lora_domains.tokenization.turns import NO_SHOTS, Shots
 
-MASKED_SHARE = 0.15
-"""Share of a text's tokens that a bidirectional base predicts (Devlin et al. 2019, BERT)."""
 BATCH = 1000
 """Texts that are tokenised in one call, in a fraction of the time of as many calls."""
 KEPT = 10_000
@@ -205,9 +203,8 @@ class Tokenization:
     def encode_again(self, row: EncodedRow, shots: Shots = NO_SHOTS) -> EncodedExample:
         """``row`` encoded with ``shots``, or for another ``max_length``.
 
-        ``row`` was encoded without shots by the same tokenizer; its prompt is tokenised again only
-        if it was truncated, or with a chat template. Raises what ``encode`` raises, and DataError
-        where shots change the answers of a chat.
+        ``row`` was encoded without shots by the same tokenizer. Raises what ``encode`` raises, and
+        DataError where shots change the answers of a chat.
         """
         example, encoded = row
         if self.is_chat(example):
@@ -247,13 +244,16 @@ class Tokenization:
     def chats(self, example: Example, shots: Shots = NO_SHOTS) -> list[EncodedExample]:
         """A chat encoded, its answers supervised and the turns between them read.
 
-        It is one encoded example, or several where the template renders earlier answers otherwise,
-        or where it is too long: then each answer is encoded alone, its prompt without the middle.
+        Of several answers each is encoded alone where the template renders earlier ones otherwise,
+        or where the chat is too long: then its prompt loses the middle.
         """
         assert self.template is not None
-        learned = len(answers_in(example.messages)) if shots else None
-        turns = shots.before(example.messages)
-        parts = self.template.conversation(turns, example.tools, example.place, learned)
+        turns, more = example.messages, (example.tools, example.place)
+        # Of two answers a template may make one, so that they are counted as it renders them.
+        parts = self.template.conversation(turns, *more)
+        if shots:
+            learned = sum(len(part.spans) for part in parts)
+            parts = self.template.conversation(shots.before(turns), *more, learned)
         short: list[Conversation] = []
         for part in parts:
             alone = [Conversation(part.ids[:end], ((start, end),)) for start, end in part.spans]
@@ -264,10 +264,13 @@ class Tokenization:
 
     def _again(self, example: Example, encoded: EncodedExample, shots: Shots) -> EncodedExample:
         """The part of a chat that ``encoded`` is, after ``shots``."""
-        for part in self.chats(example, shots):
+        parts = self.chats(example, shots)
+        for part in parts:
             same = part.id == encoded.id and part.unsupervised == encoded.unsupervised
             if same and part.answer == encoded.answer:
                 return part
+        if encoded.id == example.id and len(parts) > 1:  # each answer alone, for want of room
+            raise _too_long(example, len(encoded.answer), self.max_length)
         raise ChatTemplateError(
             where=example.place, found="another rendering",
             expected="a chat template that renders answers the same after other turns",
@@ -279,14 +282,15 @@ class Tokenization:
     def windows(self, example: Example) -> list[EncodedExample]:
         """A plain text in windows of at most ``window`` tokens; each token is supervised once.
 
-        For a bidirectional base ``MASKED_SHARE`` of the tokens are, at least one in each window.
+        For a bidirectional base a share of the tokens is, at least one in each window (``masked``).
         """
         return self._windows(example, self.tokens(example.answer))
 
     def _windows(self, example: Example, ids: list[int]) -> list[EncodedExample]:
         """``windows`` of a text that has the tokens ``ids``."""
         if self.sep:
-            return _masked(self, example.id, ids)
+            size, mask = self.window - 2, self.tokenizer.mask_token_id
+            return masked_windows(example.id, ids, size, mask, (self.bos, self.sep))
         ids = [*ids, self.eos]
         size = self.window - len(self.bos) - 1
         return [
@@ -378,22 +382,3 @@ def _too_long(example: Example, answer: int, most: int) -> AnswerTooLong:
         hint="Shorten the answer, split the row, drop such rows (--drop-long), or choose a "
         "base with a longer context.",
     )
-
-
-def _masked(tokenization: Tokenization, name: str, ids: list[int]) -> list[EncodedExample]:
-    """``ids`` in windows; the masked positions depend on ``name`` and nothing else."""
-    size = tokenization.window - 2
-    windows = []
-    for start in range(0, len(ids), size):
-        window = ids[start : start + size]
-        random = np.random.default_rng([zlib.crc32(name.encode()), start])
-        count = max(1, round(MASKED_SHARE * len(window)))
-        places = np.sort(random.permutation(len(window))[:count]).tolist()
-        hidden = list(window)
-        for place in places:
-            hidden[place] = tokenization.tokenizer.mask_token_id
-        prompt = (*tokenization.bos, *hidden, *tokenization.sep)
-        answer = tuple(window[place] for place in places)
-        masked = tuple(place + len(tokenization.bos) for place in places)
-        windows.append(EncodedExample(f"{name}/{start // size}", prompt, answer, masked=masked))
-    return windows

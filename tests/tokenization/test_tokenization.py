@@ -12,6 +12,7 @@ from support.chat_templates import (
     CHATML,
     GEMMA,
     LLAMA,
+    MISTRAL,
     OPEN,
     QWEN,
     UNSTABLE,
@@ -504,6 +505,33 @@ def test_the_answers_of_a_chat_are_the_same_after_shots() -> None:
     again = tokenization.encode_again(row, shots)
     assert (again.answer, again.unsupervised) == (row.encoded.answer, row.encoded.unsupervised)
     assert len(again.prompt) > len(row.encoded.prompt)
+
+
+@pytest.mark.parametrize("template", [CHATML, LLAMA, GEMMA, MISTRAL])
+@pytest.mark.parametrize(
+    "roles", ["ua", "uaua", "uaaua", "uaa", "auauaa", "suauaa"], ids=lambda names: names
+)
+def test_answers_in_turn_are_the_same_after_shots(template: str, roles: str) -> None:
+    """A template that demands that roles alternate takes two answers as one."""
+    tokenization = chat(template)
+    names = {"u": "user", "a": "assistant", "s": "system"}
+    turns = [{"role": names[role], "content": f"red {n}"} for n, role in enumerate(roles)]
+    one = Chat().example(Row({"messages": turns}, "train", 4, "chat.jsonl, line 5"))
+    shots = Shots(messages=conversation("you", "are", "how", "ham").messages)
+    for row in tokenization.encode_rows([one]):
+        again = tokenization.encode_again(row, shots)
+        assert (again.answer, again.unsupervised) == (row.encoded.answer, row.encoded.unsupervised)
+        shown = tokenization.tokenizer.decode(again.prompt)
+        assert all(word in shown for word in ("you", "are", "how", "ham"))
+
+
+def test_a_chat_without_room_for_shots_says_so() -> None:
+    one = conversation("hello " * 8, "fine", "how", "I am")
+    whole = chat(CHATML).encode_rows([one])[0].encoded
+    tokenization = chat(CHATML, len(whole))
+    (row,) = tokenization.encode_rows([one])
+    with pytest.raises(AnswerTooLong):
+        tokenization.encode_again(row, Shots(messages=conversation("you", "are").messages))
 
 
 def test_general_text_begins_as_ever() -> None:
