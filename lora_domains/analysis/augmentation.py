@@ -16,7 +16,7 @@ from lora_domains.data.leaks import copies
 from lora_domains.data.readers import read
 from lora_domains.data.source import Data
 from lora_domains.tasks import Example, Task
-from lora_domains.tasks.rows import columns_beside
+from lora_domains.tasks.messages import columns_beside
 
 TYPOS = 0.03
 """Share of the longer words with a typing mistake."""

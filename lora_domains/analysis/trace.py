@@ -30,7 +30,7 @@ from lora_domains.modeling.bank import Bank
 from lora_domains.modeling.batching import tokenization_of
 from lora_domains.modeling.routing import Single, entered
 from lora_domains.tasks import Example, Task
-from lora_domains.tasks.rows import columns_beside
+from lora_domains.tasks.messages import columns_beside
 from lora_domains.tokenization.encoded import EncodedExample
 from lora_domains.tokenization.tokenization import Tokenization
 

@@ -12,9 +12,13 @@ from typing import Literal
 
 import numpy as np
 
-from lora_domains.tasks import Row, is_null, plain_text
+from lora_domains.data.source import file_of
+from lora_domains.errors import DataError
+from lora_domains.tasks import Row, Task, is_null, plain_text
 from lora_domains.tasks.classification import USUAL_LABELS
+from lora_domains.tasks.messages import are_messages
 from lora_domains.tasks.number import GROUPED, PLAIN
+from lora_domains.tasks.rows import parsed
 
 Holds = Literal["nothing", "one value", "messages", "lists", "dates", "ids", "numbers",
                 "categories", "free text", "names"]  # fmt: skip
@@ -35,6 +39,8 @@ DATE = re.compile(
     r"\d{4}[-/.]\d{1,2}[-/.]\d{1,2}([T ].*)?|\d{1,2}[-/.]\d{1,2}[-/.](\d{4}|\d{2})( .*)?"
     r"|\d{1,2}:\d{2}(:\d{2})?"
 )
+RATINGS, TRUTHS = ("label", "kto_tag", "kto_label", "desirable"), {"true", "false"}
+"""Columns that say whether an answer is good, and what they then hold."""
 OWNER = re.compile(
     r"(.*[\W_])?id|(patient(en|in)?|pat|person|subject|customer|client|user|author|thread|session"
     r"|account|household|kunden?|pid|mrn|fall|case|conversation)"
@@ -93,8 +99,10 @@ def columns_of(rows: Sequence[Row]) -> dict[str, Column]:
 
 def _column(name: str, values: Sequence[object]) -> Column:
     cells = [cell for cell in values if not (is_null(cell) or cell in ("", [], ()))]
+    if are_messages(_decoded(cells[0]) if cells else None):
+        cells = [_decoded(cell) for cell in cells]  # conversations as JSON, in a table
     if any(isinstance(cell, list | tuple | Mapping) for cell in cells):
-        turns = all(isinstance(cell, list | tuple) and _is_turn(cell[0]) for cell in cells)
+        turns = all(are_messages(cell) for cell in cells)
         return Column(name, "messages" if turns else "lists", len(cells), len(cells))
     texts = [text for cell in cells if (text := (plain_text(cell) or "").strip())]
     if not texts:
@@ -106,8 +114,8 @@ def _column(name: str, values: Sequence[object]) -> Column:
     return Column(name, holds, len(texts), distinct, words, named_as_a_cell=like)
 
 
-def _is_turn(value: object) -> bool:
-    return isinstance(value, Mapping) and bool({"role", "from"} & value.keys())
+def _decoded(cell: object) -> object:
+    return parsed(cell) if isinstance(cell, str) and cell.lstrip().startswith("[") else cell
 
 
 def _held(cells: Sequence[object], texts: Sequence[str], distinct: int, words: float) -> Holds:
@@ -139,6 +147,29 @@ def without_header(columns: Mapping[str, Column]) -> bool:
     """Whether a name is one of the cells below it, and not all of them are numbers from 0 on."""
     counted = [*columns] == [str(at) for at in range(len(columns))]
     return not counted and any(column.named_as_a_cell for column in columns.values())
+
+
+def check_rated(task: Task, given: Sequence[Row]) -> None:
+    """Raise DataError where a column that ``task`` does not read says that some answers are bad:
+    rated ones (KTO), or the rejected ones of pairs."""
+    if not given or task.beta is not None or not (task.converses or task.scored_by == "text"):
+        return
+    others = [name for name in given[0].values if name not in task.columns]
+    rejected = [name for name in others if name.casefold().startswith("rejected")]
+    cells = {name: {(plain_text(row.values.get(name)) or "").casefold() for row in given}
+             for name in others if name.casefold() in RATINGS}  # fmt: skip
+    rated = [name for name, held in cells.items() if held & TRUTHS and held <= TRUTHS | {""}]
+    if not (rejected or rated):
+        return
+    raise DataError(
+        where=file_of(given[0].place),
+        expected="answers that are all to be learned, or pairs of a chosen and a rejected one",
+        found=f"a column {(rejected or rated)[0]!r} " + (
+            "of rejected answers without chosen ones" if rejected
+            else "that says which answers are good"),
+        hint="Write pairs of answers to one prompt as columns prompt, chosen and rejected; or keep "
+        "the rows with good answers and name their columns: --text COLUMN --label COLUMN",
+    )  # fmt: skip
 
 
 def told_by(texts: Sequence[str], values: Sequence[str] | Sequence[float]) -> float:

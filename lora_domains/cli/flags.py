@@ -86,7 +86,8 @@ def add_column_flags(group: Any) -> None:
 
 
 def add_task_flag(group: Any) -> None:
-    group.add_argument("--task", choices=list(KINDS), metavar="KIND", help=f"{', '.join(KINDS)}; "
+    kinds = sorted(KINDS)
+    group.add_argument("--task", choices=kinds, metavar="KIND", help=f"{', '.join(kinds)}; "
                        "default: proposed from columns and labels")  # fmt: skip
 
 

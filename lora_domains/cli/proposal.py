@@ -11,7 +11,13 @@ from dataclasses import dataclass, fields, replace
 from itertools import product
 from pathlib import Path
 
-from lora_domains.cli.columns import Column, columns_of, told_by, without_header
+from lora_domains.cli.columns import (
+    Column,
+    check_rated,
+    columns_of,
+    told_by,
+    without_header,
+)
 from lora_domains.cli.flags import columns as columns_named
 from lora_domains.cli.flags import configured, domain_name, reading
 from lora_domains.console import Display
@@ -26,6 +32,7 @@ from lora_domains.tasks import (
     Classification,
     Generation,
     LanguageModelling,
+    MultipleChoice,
     Preference,
     Row,
     Task,
@@ -33,6 +40,7 @@ from lora_domains.tasks import (
     plain_text,
     shown,
 )
+from lora_domains.tasks.messages import ANSWERS, asking, named
 
 LABELS = ("label", "labels")
 """Columns of labels whose cells are looked at where no --label is given."""
@@ -40,6 +48,8 @@ MOST_READ = 20 * FEWEST_READ
 """Rows that a proposal looks at: a file may be sorted by its labels."""
 SKEWED = 0.35
 """The largest share of the rarer of two labels that makes it the positive class."""
+FIRST: tuple[type[Task], ...] = (Chat, MultipleChoice, *KINDS.values())
+"""Kinds in the order in which columns are looked for: those with the most of their own first."""
 OTHERS = "--task, --text, --label, --positive and --group choose others"
 """What names other columns than those proposed."""
 HARDLY = 0.1
@@ -70,6 +80,8 @@ def proposed(flags: argparse.Namespace, *, whole: bool = False) -> Proposal:
     given = _beginning(flags)
     columns = columns_of(given)
     task, reasons = _task(flags, given, columns)
+    if not (flags.text and flags.label):
+        check_rated(task, given)
     name = domain_name(Path(flags.train)) if flags.name is None else flags.name
     domain = configured(Domain(name, task, Data(flags.train)), flags)
     if flags.text and flags.label and not whole:
@@ -144,7 +156,7 @@ def _by_names(
     only = _on(kinds[0], labels) if len(kinds) == 1 and not flags.task else None
     if only is not None and ((flagged and known) or {*only.columns} <= columns):
         return only, f"{_name(only)}, which alone has these settings; --task names another"
-    for kind in kinds if flags.task else () if flagged else KINDS.values():
+    for kind in kinds if flags.task else () if flagged else FIRST:
         if (task := kind.from_columns(columns)) is not None:
             why = f"{_name(task)}, by the columns of the rows; --task names another"
             return task, "" if flags.task or task == Classification() else why
@@ -187,8 +199,9 @@ def _by_contents(
     if turns and Chat in kinds and not (flags.text or flags.label):
         return Chat(messages=turns[0]), {"task": f"chat, as {turns[0]} holds messages"}
     answer = flags.label or next((name for name in LABELS if name in columns), None)
+    answer = answer or _usual_answer(kinds, given, columns)
     text, why_text = _text(flags, given, columns, answer)
-    known = columns_named(text, Data(flags.train)) if flags.text else text
+    known = columns_named(text, Data(flags.train)) if isinstance(text, str) and flags.text else text
     parts = (known,) if isinstance(known, str) else known
     left = {name: column for name, column in columns.items() if name not in parts}
     task, why_answer = _answered(kinds, given, left, parts, answer)
@@ -196,7 +209,7 @@ def _by_contents(
     second = columns.get(task.answer_column or "")
     if not (flags.text or answer) and second is not None and second.holds == "free text":
         # Of two texts, the first one asks.
-        first, second = sorted((columns[text], second), key=[*columns.values()].index)
+        first, second = sorted((columns[parts[0]], second), key=[*columns.values()].index)
         task = task.with_options(text=first.name, label=second.name)
         why_text, why_answer = (f"{one.name}: {one.in_words}" for one in (first, second))
     why = "" if flags.task else f"{_name(task)}, by what the columns hold; {OTHERS}"
@@ -204,13 +217,34 @@ def _by_contents(
     return task, {name: why for name, why in reasons.items() if why}
 
 
+def _usual_answer(
+    kinds: Sequence[type[Task]], given: Sequence[Row], columns: Mapping[str, Column]
+) -> str | None:
+    """The column of free text that has a usual name of answers, None where none has.
+
+    Raises DataError for a column of several answers to a question, as SQuAD has it.
+    """
+    if not {Generation, Chat} & {*kinds}:
+        return None
+    several = named(columns, "answers")
+    if several is not None and columns[several].holds == "lists" and asking(columns):
+        raise _undecided(given, columns, "a column of one answer each", "--label COLUMN")
+    name = named(columns, *ANSWERS)
+    return name if name is not None and columns[name].holds == "free text" else None
+
+
 def _text(
     flags: argparse.Namespace, given: Sequence[Row], columns: Mapping[str, Column],
     answer: str | None,
-) -> tuple[str, str]:  # fmt: skip
-    """The column of the text, or those of --text, and why."""
+) -> tuple[str | tuple[str, ...], str]:  # fmt: skip
+    """The column of the text, or those that ask for a usual answer, or those of --text; and why."""
     if flags.text:
         return flags.text, ""
+    asked = asking([name for name in columns if name != answer])
+    usual = answer is not None and answer == named(columns, *ANSWERS)
+    if asked and usual and columns[asked[0]].holds in ("free text", "names"):
+        why = "; ".join(f"{name}: {columns[name].in_words}" for name in asked)
+        return asked if len(asked) > 1 else asked[0], why
     able = [column for column in columns.values() if column.holds in ("free text", "names")
             and column.name != answer and not column.repeats]  # fmt: skip
     able.sort(key=lambda column: (column.holds != "free text", -column.words * column.filled))

@@ -27,7 +27,8 @@ from lora_domains.data.readers import RowsRead
 from lora_domains.data.source import COMMAS, Dialect, file_of, runs
 from lora_domains.errors import DataError, EmptyCell, UsageError, did_you_mean, listed
 from lora_domains.tasks import Row, Task, plain_text
-from lora_domains.tasks.rows import columns_beside, shown
+from lora_domains.tasks.messages import columns_beside
+from lora_domains.tasks.rows import shown
 
 MOST_ERRORS = 10_000
 """Rows that cannot be answered whose errors are kept."""

@@ -26,7 +26,7 @@ from lora_domains.tasks import (
     text_of,
     twins,
 )
-from lora_domains.tasks.rows import columns_beside
+from lora_domains.tasks.messages import columns_beside
 
 FEWEST = 8
 """The fewest rows to train on."""

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import dropwhile
 from typing import Any
 
 import numpy as np
@@ -351,11 +352,12 @@ def _shots(dataset: Dataset, warn: Callable[[str], None]) -> Shots:
 
 
 def answered_turns(example: Example) -> list[Mapping[str, Any]]:
-    """The turns of ``example`` with its answer, without the system's."""
+    """The turns of ``example`` with its answer, without the system's and an opening answer."""
     turns = list(example.messages)
     if turns[-1]["role"] != "assistant":
         turns.append({"role": "assistant", "content": example.answer.strip()})
-    return [turn for turn in turns if turn["role"] != "system"]
+    turns = [turn for turn in turns if turn["role"] != "system"]
+    return list(dropwhile(lambda turn: turn["role"] == "assistant", turns))
 
 
 def _fitting(

@@ -16,7 +16,7 @@ from lora_domains.modeling.base import Base
 from lora_domains.modeling.batching import check_embedded, tokenization_of
 from lora_domains.modeling.heads import check_generates
 from lora_domains.tasks import Chat, Row, Task
-from lora_domains.tasks.chat import messages_of
+from lora_domains.tasks.messages import messages_of
 from lora_domains.tasks.rows import check_encodable
 from lora_domains.tokenization.encoded import EncodedExample
 from lora_domains.tokenization.tokenization import Tokenization

@@ -14,7 +14,6 @@ from lora_domains.tasks.base import (
     task_record,
     upgraded_record,
 )
-from lora_domains.tasks.chat import Chat
 from lora_domains.tasks.classification import (
     Classification,
     merged,
@@ -23,7 +22,7 @@ from lora_domains.tasks.classification import (
     spellings,
     twins,
 )
-from lora_domains.tasks.generation import Generation, LanguageModelling
+from lora_domains.tasks.generation import Chat, Generation, LanguageModelling
 from lora_domains.tasks.multi_label import MultiLabel
 from lora_domains.tasks.multiple_choice import MultipleChoice, Preference
 from lora_domains.tasks.number import Number

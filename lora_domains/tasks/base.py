@@ -383,7 +383,7 @@ def task_from_record(record: Mapping[str, Any]) -> Task:
     if kind is None or not values.keys() <= {field.name for field in fields(kind)}:
         raise DomainError(
             where="card",
-            expected="a task of kind " + listed(KINDS),
+            expected="a task of kind " + listed(sorted(KINDS), 99),
             found=str(record.get("kind")),
             hint="Update lora-domains, or import the module that registers this kind.",
         )

@@ -1,24 +1,35 @@
 """Answers that are compared: multiple choice, and preferences, of which one is better."""
 
-import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import inf
 from typing import Any, ClassVar, Self
 
-from lora_domains.errors import DataError, DomainError
+from lora_domains.errors import DataError, DomainError, EmptyCell
 from lora_domains.tasks.base import Task, register
-from lora_domains.tasks.chat import Chat
-from lora_domains.tasks.rows import (
+from lora_domains.tasks.generation import Chat
+from lora_domains.tasks.messages import (
     BESIDE,
+    CHOICES,
+    CONVERSATIONS,
+    CORRECT,
+    EACH_CHOICE,
+    QUESTIONS,
+    asking,
+    beside,
+    named,
+)
+from lora_domains.tasks.rows import (
     Example,
     Row,
     columns_in,
     fill,
     filled,
     literal_text,
+    parsed,
     placeholder,
     plain_text,
+    text_of,
     user_turn,
 )
 
@@ -32,8 +43,9 @@ ASKED = "Answer the question with one of the answers below it, and nothing else.
 class MultipleChoice(Task):
     """Questions with their own candidate answers, each scored as a continuation of the prompt.
 
-    ``{question}`` in the prompt stands for the column ``question`` names. ``answer`` is the column
-    of the index of the correct choice, its letter (A, B, …) or its text. With
+    ``{question}`` in the prompt stands for the column ``question`` names. ``choices`` is the column
+    of all candidates, or the columns of one each. ``answer`` is the column of the index of the
+    correct choice, its letter (A, B, …) or its text. With
     ``per_token`` the log-likelihood of a candidate is divided by its number of tokens, so that
     long ones are not at a disadvantage (Brown et al. 2020, arXiv 2005.14165, section 2.4).
 
@@ -43,7 +55,7 @@ class MultipleChoice(Task):
     """
 
     question: str = "question"
-    choices: str = "choices"
+    choices: str | tuple[str, ...] = "choices"
     answer: str = "answer"
     prompt: str = QUESTION
     per_token: bool = False
@@ -62,7 +74,8 @@ class MultipleChoice(Task):
 
     @property
     def input_columns(self) -> tuple[str, ...]:
-        return (*columns_in(self.template), self.choices)
+        each = (self.choices,) if isinstance(self.choices, str) else self.choices
+        return (*columns_in(self.template), *each)
 
     @property
     def answer_column(self) -> str:
@@ -70,7 +83,14 @@ class MultipleChoice(Task):
 
     @classmethod
     def from_columns(cls, columns: Collection[str]) -> Self | None:
-        return cls() if {"question", "choices", "answer"} <= {*columns} else None
+        question, answer = named(columns, "question", "ctx"), named(columns, *CORRECT)
+        choices: str | tuple[str, ...] | None = named(columns, *CHOICES)
+        for names in EACH_CHOICE if choices is None else ():
+            each = tuple(filter(None, (named(columns, name) for name in names)))
+            choices = each if len(each) == len(names) else choices
+        if question is None or choices is None or answer is None:
+            return None
+        return cls(question, choices, answer)
 
     def with_chat(self, chat: bool, thinking: bool | None = False) -> Self:
         return super().with_chat(chat and self.prompt == QUESTION, thinking)
@@ -79,36 +99,42 @@ class MultipleChoice(Task):
         if self.chat is False:
             return ()
         prompt = placeholder(self.question) if self.prompt == QUESTION else self.template
-        listed = "\n".join(f"- {text}" for text in self._candidates(row))
+        listed = "\n".join(f"- {text}" for text in self._candidates(row).values())
         return user_turn(self.instruction or ASKED, f"{fill(prompt, row)}\n\n{listed}")
 
     def example(self, row: Row) -> Example:
-        texts = self._candidates(row)
-        choices = tuple(" " + text for text in texts)
-        target = self._target(row, texts)
+        candidates = self._candidates(row)
+        choices = tuple(" " + text for text in candidates.values())
+        target = self._target(row, candidates)
         prompt, text = filled(self.template, row)
         return Example(
             row.id, prompt, choices[target], choices, target, place=row.place, text=text,
             literal=literal_text(self.template), messages=self.turns(row),
         )  # fmt: skip
 
-    def _candidates(self, row: Row) -> list[str]:
-        """The candidate answers: a list, a dict ``{"A": …}``, or either as JSON."""
-        raw = row.values.get(self.choices)
-        if isinstance(raw, str):  # a cell of a table
-            try:
-                raw = json.loads(raw)
-            except ValueError:
-                raw = None
-        if isinstance(raw, Mapping):
-            raw = list(raw.values())
-        if not isinstance(raw, Sequence) or isinstance(raw, str) or len(raw) < 2:
+    def _candidates(self, row: Row) -> dict[str, str]:
+        """The candidate answers by their names, as a rule letters.
+
+        A cell is a list, a dict ``{"A": …}`` or ``{"text": […], "label": […]}``, or one as JSON.
+        """
+        if not isinstance(self.choices, str):
+            given = [text_of(row, column) for column in self.choices]
+            return {_letter(n): text.strip() for n, text in enumerate(given)}
+        raw = parsed(row.values.get(self.choices))
+        names: Sequence[object] = ()
+        if isinstance(raw, Mapping) and isinstance(texts := parsed(raw.get("text")), list):
+            names, raw = parsed(raw.get("label", ())), texts  # as ARC has them
+        elif isinstance(raw, Mapping):
+            names, raw = [*raw], [*raw.values()]
+        if not isinstance(raw, list) or len(raw) < 2:
             raise DataError(
                 where=f"{row.place}, column {self.choices!r}",
                 expected="a list of at least two candidate answers",
-                found=type(raw).__name__ if not isinstance(raw, list) else f"{len(raw)} answers",
-                hint="Write the candidates as a JSON list.",
-            )
+                found=f"{len(raw)} answers" if isinstance(raw, list)
+                else "a text that is no list" if isinstance(raw, str) else type(raw).__name__,
+                hint="Write the candidates as a JSON list, or name the columns of one each "
+                "(--set task.choices=A,B,C,D).",
+            )  # fmt: skip
         texts = [plain_text(choice) for choice in raw]
         if None in texts:
             raise DataError(
@@ -117,35 +143,40 @@ class MultipleChoice(Task):
                 found=f"one of type {type(raw[texts.index(None)]).__name__}",
                 hint="Write each candidate as text.",
             )
-        return [str(text).strip() for text in texts]
+        if len({*map(str, names)}) != len(texts):
+            names = [_letter(n) for n in range(len(texts))]
+        return {str(name): str(text).strip() for name, text in zip(names, texts, strict=True)}
 
-    def _target(self, row: Row, texts: list[str]) -> int:
-        value = row.values.get(self.answer)
-        if isinstance(value, int) and 0 <= value < len(texts):
+    def _target(self, row: Row, candidates: Mapping[str, str]) -> int:
+        value, names, texts = row.values.get(self.answer), [*candidates], [*candidates.values()]
+        if isinstance(value, int) and 0 <= value < len(texts) and str(value) not in names:
             return value
         text = (plain_text(value) or "").strip()
-        if text in texts:
-            return texts.index(text)
-        if text.isdecimal() and int(text) < len(texts):  # a cell of a table
-            return int(text)
-        if len(text) == 1 and text.isascii() and text.isalpha():
-            letter = ord(text.upper()) - ord("A")
-            if letter < len(texts):
-                return letter
+        found = {texts.index(text)} if text in texts else set()
+        if text in names or text.upper() in names:
+            found.add(names.index(text if text in names else text.upper()))
+        elif text.isdecimal() and int(text) < len(texts):  # a cell of a table
+            found.add(int(text))
         # "answer3" counts from 1, as some public datasets write it.
         digits = text.removeprefix("answer")
-        if digits.isdecimal() and text.startswith("answer") and 1 <= int(digits) <= len(texts):
-            return int(digits) - 1
+        if not found and digits.isdecimal() and digits != text and 1 <= int(digits) <= len(texts):
+            found.add(int(digits) - 1)
+        if len(found) == 1:
+            return found.pop()
+        known = repr(value) if isinstance(value, int) else "something else"
         raise DataError(
             where=f"{row.place}, column {self.answer!r}",
             expected=f"the index (0 to {len(texts) - 1}), letter or text of the correct choice",
-            found=repr(value) if isinstance(value, int) else "something else",
-            hint="Write the index of the correct choice, counted from 0.",
+            found="the index of one choice and the text of another" if found else known,
+            hint="Write the letter of the correct choice: A, B, …"
+            if found
+            else "Write the index of the correct choice, counted from 0.",
         )
 
 
-PROMPTS = ("prompt", "question", "instruction", "query", "input")
-"""Columns of the prompt of a pair of answers."""
+def _letter(number: int) -> str:
+    """The name of a candidate without one: A, B, …"""
+    return chr(ord("A") + number) if number < 26 else str(number)
 
 
 @register
@@ -204,10 +235,14 @@ class Preference(Task):
 
     @classmethod
     def from_columns(cls, columns: Collection[str]) -> Self | None:
-        if not {"chosen", "rejected"} <= {*columns}:
+        chosen, rejected = (
+            named(columns, name, f"{name}_response") for name in ("chosen", "rejected")
+        )
+        if chosen is None or rejected is None:
             return None
-        more: dict[str, Any] = {name: name for name in BESIDE if name in columns}
-        return cls(prompt=next((name for name in PROMPTS if name in columns), None), **more)
+        more: dict[str, Any] = beside(columns)
+        prompt = asking(columns, *QUESTIONS) or asking(columns, *CONVERSATIONS) or (None,)
+        return cls(prompt[0] if len(prompt) == 1 else prompt, chosen, rejected, **more)
 
     def example(self, row: Row) -> Example:
         """The chosen answer is the first choice, and the correct one."""
@@ -218,7 +253,12 @@ class Preference(Task):
         if chosen.messages[:-1] != rejected.messages[:-1]:
             expected, found = "answers to the same turns", "turns before them that differ"
         elif chosen.answer == rejected.answer:
-            expected, found = "two different answers", "the same one twice"
+            raise EmptyCell(
+                where=f"{row.place}, columns {self.chosen!r} and {self.rejected!r}",
+                expected="two different answers",
+                found="the same one twice",
+                hint="Delete the row (--drop-empty).",
+            )
         elif not_text & ({*chosen.messages[-1]} | {*rejected.messages[-1]}):
             expected, found = "two answers in text", "calls of functions, or reasoning beside it"
         if expected:

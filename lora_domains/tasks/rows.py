@@ -23,9 +23,6 @@ PLACEHOLDER = re.compile(
 )
 """A doubled brace, ``{column}``, ``{a {{column}} with braces}``, or a brace that is neither."""
 
-BESIDE = ("system", "history", "tools")
-"""Settings of chats, and names of columns that are read with a conversation where a file has them.
-"""
 SURROGATE = re.compile("[\ud800-\udfff]")
 NO_SLICES: Mapping[str, str] = {}
 """Shared by all examples without slices: an own dict for each would take 64 bytes."""
@@ -106,12 +103,6 @@ def said(message: Mapping[str, Any]) -> str:
     calls = message.get("tool_calls")
     written = json.dumps(calls, ensure_ascii=False, default=str) if calls else ""
     return " ".join(filter(None, (message["content"].strip(), written)))
-
-
-def columns_beside(task: object) -> set[str]:
-    """The columns that a chat reads beside its turns: a row may do without them, and they are no
-    text of its own."""
-    return {name for setting in BESIDE if (name := getattr(task, setting, None)) is not None}
 
 
 def labels_in(target: int, truth: Sequence[float]) -> tuple[int, ...]:

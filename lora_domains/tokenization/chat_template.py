@@ -22,7 +22,7 @@ from typing import Any
 
 from lora_domains.errors import ChatTemplateError
 from lora_domains.tasks.answers import reasons
-from lora_domains.tasks.chat import Message
+from lora_domains.tasks.messages import Message
 from lora_domains.tasks.rows import answer_places, answers_in
 from lora_domains.tokenization.encoded import shared
 from lora_domains.tokenization.special_tokens import SpecialTokens

@@ -3,11 +3,11 @@
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import count
+from itertools import count, takewhile
 from typing import Any
 
 from lora_domains.tasks.answers import without_reasoning
-from lora_domains.tasks.chat import JOINED, Message
+from lora_domains.tasks.messages import JOINED, Message
 from lora_domains.tasks.rows import said
 
 PLAIN = (
@@ -168,8 +168,8 @@ class Shots:
         return bool(self.ids or self.messages)
 
     def before(self, messages: Sequence[Message]) -> list[Message]:
-        """``messages`` with the turns of these examples before theirs, after their system turn."""
-        lead = int(messages[0]["role"] == "system")
+        """``messages`` with the turns of these examples before theirs, after their system turns."""
+        lead = sum(1 for _ in takewhile(lambda turn: turn["role"] == "system", messages))
         return [*messages[:lead], *self.messages, *messages[lead:]]
 
 

@@ -25,8 +25,7 @@ from lora_domains.report.card import AdapterEntry, BaseRecord, Card
 from lora_domains.report.report import rebuild
 from lora_domains.report.text import metric_name
 from lora_domains.tasks import Classification, Task, task_record
-from lora_domains.tasks.chat import Chat
-from lora_domains.tasks.generation import Generation, LanguageModelling
+from lora_domains.tasks.generation import Chat, Generation, LanguageModelling
 from lora_domains.tasks.multi_label import MultiLabel
 from lora_domains.tasks.multiple_choice import MultipleChoice
 from lora_domains.tasks.number import Number

@@ -1,5 +1,6 @@
 """What is proposed for rows by what their columns hold, and why."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from lora_domains.tasks import (
     Generation,
     LanguageModelling,
     MultiLabel,
+    MultipleChoice,
     Number,
     Task,
 )
@@ -141,3 +143,76 @@ def test_fit_says_what_it_proposes(
     for part in ("task  ", "text  ", "label  ", "positive  ", "group  ", "groups whole"):
         assert part in shown
     assert SECRET not in shown
+
+
+def long(n: int, seed: int) -> str:
+    """Some words that no other row has."""
+    return " ".join(f"w{(n * k + seed) % 97}" for k in range(12))
+
+
+@pytest.mark.parametrize(("columns", "task"), [
+    (("context", "question", "answer"), Generation(("context", "question"), "answer")),
+    (("Context", "Question", "Answer"), Generation(("Context", "Question"), "Answer")),
+    (("Instruction", "Input", "Output"), Chat(user=("Instruction", "Input"), assistant="Output")),
+    (("note", "query", "completion"), Generation("query", "completion")),
+    (("question", "A", "B", "C", "D", "answer"),
+     MultipleChoice(choices=("A", "B", "C", "D"))),
+    (("system_prompt", "question", "response"),
+     Chat(user=("question",), assistant="response", system="system_prompt")),
+])  # fmt: skip
+def test_usual_names_of_questions_and_answers(
+    columns: tuple[str, ...], task: Task, tmp_path: Path
+) -> None:
+    """Whatever their case, and however long the texts in them are."""
+    rows = [
+        {name: long(n, at) * (4 if at == 0 else 1) for at, name in enumerate(columns)}
+        for n in range(60)
+    ]
+    assert proposal(tmp_path, rows).domain.task == task
+
+
+def test_a_question_about_a_text_is_read_with_it_in_a_chat(tmp_path: Path) -> None:
+    rows = [{"context": long(n, 1) * 4, "question": long(n, 2), "answer": long(n, 3)}
+            for n in range(60)]  # fmt: skip
+    found = proposal(tmp_path, rows, "--task", "chat").domain.task
+    assert found == Chat(user=("context", "question"), assistant="answer")
+
+
+@pytest.mark.parametrize(("more", "message"), [
+    ({"label": [True, False]}, "'label' that says which answers are good"),
+    ({"kto_tag": ["true", "False"]}, "'kto_tag' that says which answers are good"),
+    ({"rejected_response": ["so", "no"]}, "'rejected_response' of rejected answers"),
+])  # fmt: skip
+def test_bad_answers_are_not_learned(
+    more: dict[str, list[Any]], message: str, tmp_path: Path
+) -> None:
+    rows = [{"prompt": long(n, 1), "completion": long(n, 2)}
+            | {name: cells[n % 2] for name, cells in more.items()} for n in range(60)]  # fmt: skip
+    with pytest.raises(DataError, match=message) as caught:
+        proposal(tmp_path, rows)
+    assert "w1" not in str(caught.value)
+    named = proposal(tmp_path, rows, "--task", "chat", "--text", "prompt", "--label", "completion")
+    assert named.domain.task == Chat(user="prompt", assistant="completion")
+    other = [row | {"label": "a" if n % 2 else "b"} for n, row in enumerate(rows)]
+    if "label" in more:
+        assert proposal(tmp_path, other).domain.task.kind == "chat"
+
+
+def test_several_answers_to_a_question_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    with path.open("w") as file:
+        for n in range(60):
+            answers = {"text": [long(n, 3)], "answer_start": [1]}
+            json.dump({"context": long(n, 1), "question": long(n, 2), "answers": answers}, file)
+            file.write("\n")
+    parser = Parser()
+    add_run_flags(parser, recipe=False)
+    with pytest.raises(DataError, match="a column of one answer each"):
+        proposed(parser.read(["--train", str(path)]))
+
+
+def test_conversations_as_json_in_a_table(tmp_path: Path) -> None:
+    rows = [{"n": n, "dialogue": json.dumps([{"role": "user", "content": long(n, 1)},
+                                             {"role": "assistant", "content": long(n, 2)}])}
+            for n in range(60)]  # fmt: skip
+    assert proposal(tmp_path, rows).domain.task == Chat(messages="dialogue")

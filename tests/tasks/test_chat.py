@@ -55,6 +55,16 @@ def said(task: Chat, **values: Any) -> list[tuple[str, str]]:
         ({"prompt": " why", "completion": [ASKED, SAID], "system": "s"}, "s why so"),
         ({"prompt": "[1] why", "completion": "[2]"}, "[1] why [2]"),
         ({"instruction": "why", "context": "this", "response": "so"}, "why\n\nthis so"),
+        ({"instruction": "why", "context": "this", "output": "so"}, "why\n\nthis so"),
+        ({"prompt": "why", "context": "this", "response": "so"}, "this\n\nwhy so"),
+        ({"Instruction": "why", "Input": "this", "Output": "so"}, "why\n\nthis so"),
+        ({"system_prompt": "s", "question": "why", "response": "so"}, "s why so"),
+        ({"system": "s", "context": "this", "question": "why", "answer": "so"},
+         "s this\n\nwhy so"),
+        ({"Messages": [{"role": "user", "text": "why"}, SAID]}, "why so"),
+        ({"messages": [{"role": "system", "content": None}, ASKED, SAID]}, "why so"),
+        ({"prompt": "why", "completion": SAID}, "why so"),
+        ({"messages": "\n\nHuman: why\n\nAssistant: so"}, "why so"),
     ],
 )  # fmt: skip
 def test_shapes(values: dict[str, Any], found: str) -> None:
@@ -72,6 +82,73 @@ def test_shapes(values: dict[str, Any], found: str) -> None:
     assert without.answer == ""
     assert set(task.columns) <= {*values}
     assert task_from_record(json.loads(json.dumps(task_record(task)))) == task
+
+
+FIRST = {"role": "user", "content": "first"}
+SYSTEM = {"role": "system", "content": "s"}
+
+
+@pytest.mark.parametrize(
+    ("prompt", "answer", "found"),
+    [
+        ("why", [SYSTEM, ASKED, SAID], "s why so"),
+        ("s\n\nwhy", [SYSTEM, ASKED, SAID], "s why so"),
+        ("why", [FIRST, SAID, ASKED, SAID], "first so why so"),
+        ([FIRST, SAID, ASKED], [FIRST, SAID, ASKED, SAID], "first so why so"),
+        ([ASKED, SAID], [ASKED, SAID], "why so"),
+        ("why", [SAID, FIRST, SAID], "why so first so"),
+        ("why", '[{"from": "Paris", "to": "Rome"}]', 'why [{"from": "Paris", "to": "Rome"}]'),
+    ],
+)  # fmt: skip
+def test_a_conversation_in_the_column_of_the_answer(
+    prompt: object, answer: object, found: str
+) -> None:
+    task = Chat(user="prompt", assistant="completion")
+    example = task.example(row(prompt=prompt, completion=answer))
+    assert " ".join(turn["content"] for turn in example.messages) == found
+
+
+def test_a_conversation_that_does_not_repeat_the_question_is_refused() -> None:
+    task = Chat(user="prompt", assistant="completion")
+    for prompt in (SECRET, [SYSTEM, {**FIRST, "content": SECRET}]):
+        with pytest.raises(DataError, match=r"'completion'.*repeats the question") as caught:
+            task.example(row(prompt=prompt, completion=[ASKED, SAID]))
+        assert SECRET not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("turn", "key", "kept"),
+    [
+        ({**SAID, "loss": False}, "weight", 0), ({**SAID, "loss": True}, "weight", None),
+        ({**SAID, "weight": 0}, "weight", 0),
+        ({**SAID, "thinking": "hm"}, "reasoning_content", "hm"),
+        ({**SAID, "reasoning": "hm"}, "reasoning_content", "hm"),
+    ],
+)  # fmt: skip
+def test_what_other_tools_call_the_parts_of_a_turn(
+    turn: dict[str, Any], key: str, kept: object
+) -> None:
+    example = Chat().example(row(messages=[ASKED, turn, ASKED, SAID]))
+    assert example.messages[1].get(key) == kept
+
+
+def test_a_message_without_a_text_says_which_keys_it_has() -> None:
+    messages = [ASKED, {"role": "assistant", "msg": SECRET}]
+    with pytest.raises(DataError, match=r"message 2: .*content, value, text; .*'msg'") as caught:
+        Chat().example(row(messages=messages))
+    assert SECRET not in str(caught.value)
+
+
+def test_what_a_function_is_called_with_and_returns() -> None:
+    for name in ("arguments", "parameters", "input"):
+        turn = {"from": "function_call", "value": json.dumps({"name": "say", name: {"a": 1}})}
+        returned = {"from": "observation", "value": [{"done": 1}]}
+        example = Chat().example(row(messages=[ASKED, turn, returned, SAID]))
+        assert example.messages[1]["tool_calls"][0]["function"]["arguments"] == {"a": 1}
+        assert example.messages[2]["content"] == '[{"done": 1}]'
+    task = Chat(tools="tools")
+    example = task.example(row(messages=[ASKED, SAID], tools=['{"name": "say"}']))
+    assert example.tools == ({"name": "say"},)
 
 
 def test_calls_of_functions() -> None:

@@ -1,12 +1,12 @@
 """Questions with their own candidate answers."""
 
+import json
+
 import pytest
 from support.rows import SECRET, row
 
-from lora_domains.errors import DataError
-from lora_domains.tasks import (
-    MultipleChoice,
-)
+from lora_domains.errors import DataError, EmptyCell
+from lora_domains.tasks import MultipleChoice, task_from_record, task_record
 
 
 @pytest.mark.parametrize(
@@ -48,3 +48,44 @@ def test_the_column_of_the_question_may_have_another_name() -> None:
     assert MultipleChoice("stem", prompt="{about}: {question}").input_columns[:2] == (
         "about", "stem",
     )  # fmt: skip
+
+
+@pytest.mark.parametrize(("values", "choices", "target"), [
+    ({"question": "q", "choices": {"text": ["cat", "dog"], "label": ["A", "B"]}, "answerKey": "B"},
+     (" cat", " dog"), 1),
+    ({"question": "q", "choices": {"text": ["cat", "dog"], "label": ["1", "2"]}, "answerKey": "1"},
+     (" cat", " dog"), 0),
+    ({"question": "q", "options": {"B": "dog", "A": "cat"}, "answer_idx": "A"},
+     (" dog", " cat"), 1),
+    ({"question": "q", "opa": "w", "opb": "x", "opc": "y", "opd": "z", "cop": 2},
+     (" w", " x", " y", " z"), 2),
+    ({"Question": "q", "A": "w", "B": "x", "C": "y", "D": "z", "Answer": "D"},
+     (" w", " x", " y", " z"), 3),
+    ({"ctx": "q", "endings": "['w', 'x']", "label": "1"}, (" w", " x"), 1),
+])  # fmt: skip
+def test_questions_as_public_sets_have_them(
+    values: dict[str, object], choices: tuple[str, ...], target: int
+) -> None:
+    task = MultipleChoice.from_columns(values.keys())
+    assert task is not None
+    assert set(task.columns) <= {*values}
+    item = task.example(row(**values))
+    assert (item.choices, item.target, item.prompt) == (choices, target, "Question: q\nAnswer:")
+    assert task_from_record(json.loads(json.dumps(task_record(task)))) == task
+
+
+def test_a_number_that_is_one_choice_and_counts_another_is_refused() -> None:
+    choices = '["4", "2", "1", "3"]'
+    with pytest.raises(DataError, match="the index of one choice and the text of another"):
+        MultipleChoice().example(row(question="1 + 1", choices=choices, answer="2"))
+    for answer in (1, "B", "b"):
+        item = MultipleChoice().example(row(question="1 + 1", choices=choices, answer=answer))
+        assert item.answer == " 2"
+    same = MultipleChoice().example(row(question="q", choices=["0", "1", "2"], answer="2"))
+    assert same.answer == " 2"
+
+
+def test_a_missing_candidate_is_an_empty_cell() -> None:
+    task = MultipleChoice(choices=("A", "B"))
+    with pytest.raises(EmptyCell, match="column 'B'"):
+        task.example(row(question="q", A="x", B=None, answer="A"))

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from support.rows import row
 
-from lora_domains.errors import DataError, DomainError
+from lora_domains.errors import DataError, DomainError, EmptyCell
 from lora_domains.tasks import KINDS, Preference, task_from_record, task_record
 
 USER = {"role": "user", "content": "why"}
@@ -31,6 +31,32 @@ def test_every_shape_is_a_prompt_and_two_answers(task: Preference, values: dict[
     assert example.messages == (USER,)
     assert set(task.columns) == set(values)
     assert task_from_record(task_record(task)) == task
+
+
+@pytest.mark.parametrize(("values", "found"), [
+    ({"instruction": "why", "input": "this", "chosen": "so", "rejected": "no"}, "why\n\nthis"),
+    ({"question": "why", "context": "this", "chosen": "so", "rejected": "no"}, "this\n\nwhy"),
+    ({"prompt": "why", "chosen_response": "so", "rejected_response": "no"}, "why"),
+    ({"Prompt": "why", "Chosen": "so", "Rejected": "no"}, "why"),
+    ({"conversations": [{"from": "human", "value": "why"}],
+      "chosen": {"from": "gpt", "value": "so"}, "rejected": {"from": "gpt", "value": "no"}}, "why"),
+    ({"messages": [USER, said("so")], "chosen": [USER, said("so")],
+      "rejected": [USER, said("no")]}, "why"),
+    ({"chosen": "\n\nHuman: why\n\nAssistant: so", "rejected": "\n\nHuman: why\n\nAssistant: no"},
+     "why"),
+    ({"system_prompt": "s", "prompt": "why", "chosen": "so", "rejected": "no"}, "s why"),
+])  # fmt: skip
+def test_the_columns_of_other_tools(values: dict[str, Any], found: str) -> None:
+    task = Preference.from_columns(values.keys())
+    assert task is not None
+    example = task.example(row(**values))
+    assert example.choices == (" so", " no")
+    assert " ".join(turn["content"] for turn in example.messages) == found
+
+
+def test_two_equal_answers_are_dropped_like_an_empty_one() -> None:
+    with pytest.raises(EmptyCell, match="--drop-empty"):
+        Preference().example(row(prompt="why", chosen="so", rejected="so "))
 
 
 def test_a_system_column_and_earlier_turns_come_first() -> None:
