@@ -78,6 +78,18 @@ class Help(argparse.RawDescriptionHelpFormatter):
         return in_lines(" ".join(text.split()), width)
 
 
+def _with_negatives(words: Sequence[str]) -> list[str]:
+    """``words`` with ``--judge-range -1,1`` as ``--judge-range=-1,1``, which argparse needs."""
+    joined: list[str] = []
+    for word in words:
+        last = joined[-1] if joined else ""
+        if re.fullmatch(r"-[\d.]+,[-\d.,]+", word) and last.startswith("--") and "=" not in last:
+            joined[-1] = f"{last}={word}"
+        else:
+            joined.append(word)
+    return joined
+
+
 class Parser(argparse.ArgumentParser):
     """argparse with errors of this package, a suggestion for unknown flags, and plain help."""
 
@@ -97,7 +109,7 @@ class Parser(argparse.ArgumentParser):
 
     def read(self, arguments: Sequence[str] | None) -> argparse.Namespace:
         """The parsed flags; raises UsageError for an unknown verb, flag or argument."""
-        words = list(sys.argv[1:] if arguments is None else arguments)
+        words = _with_negatives(sys.argv[1:] if arguments is None else arguments)
         self._check_words(words)
         flags, rest = self.parse_known_args(words)
         if getattr(flags, "texts", None) is not None:

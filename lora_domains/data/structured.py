@@ -19,6 +19,7 @@ from lora_domains.data.source import (
     stored_classes,
 )
 from lora_domains.errors import DataError, check_installed, listed
+from lora_domains.tasks.messages import CONVERSATIONS, are_messages
 
 BATCH = 10_000
 """Rows of columns that are read at once."""
@@ -71,7 +72,9 @@ def read_json(file: File) -> Table:
         lines, broken = _lines(file, text)
         if not broken and all(isinstance(row, Mapping) for _, row in lines):
             return Table(lines, [*notes, "one object on each line"])
-    if isinstance(rows, Mapping):
+    if isinstance(rows, Mapping) and any(are_messages(rows.get(name)) for name in CONVERSATIONS):
+        rows = [rows]  # one conversation
+    elif isinstance(rows, Mapping):
         rows, key = _list_in(rows)
         notes += [f"the list under {key!r}"] if key else []
     if not isinstance(rows, list):

@@ -19,7 +19,7 @@ TYPES: dict[str, type | tuple[type, ...]] = {
 }  # fmt: skip
 PLAIN = str.maketrans({"“": '"', "”": '"', "’": "'", "‘": "'", "–": "-", "—": "-", "•": "-"})
 WORD = re.compile(r"[^\W_]+(?:['-][^\W_]+)*")
-END = re.compile(r"[.!?]+[\"')]*(?=\s|$)")
+END = re.compile(r"[.!?]+[\"')*_]*(?=\s|$)")
 FIRST = (
     "(?:The|An?|It|Its|This|That|These|Those|There|They|He|She|We|You|I|In|On|At|As|For|But|And|So"
     r"|If|When|Then|However|Because)\b"
@@ -45,8 +45,11 @@ FENCE = re.compile(r"\A```(?:json|JSON)?\s*\n(.*?)\n?```\Z", re.DOTALL)
 
 def passes(answer: str, checks: Sequence[Check]) -> bool:
     """Whether ``answer`` passes all ``checks``; an empty one passes none."""
-    text = answer.translate(PLAIN).strip()
-    return bool(text) and all(CHECKS[name](text, **arguments) for name, arguments in checks)
+    written = answer.strip()
+    text = written.translate(PLAIN)
+    # JSON has plain quotes around its texts, and any within them.
+    given = {name: written if name.startswith("json") else text for name, _ in checks}
+    return bool(text) and all(CHECKS[name](given[name], **more) for name, more in checks)
 
 
 def _check(function: Callable[..., bool]) -> Callable[..., bool]:
@@ -71,7 +74,7 @@ def words(answer: str, least: int = 1, most: int | None = None) -> bool:
 def sentences(answer: str, least: int = 1, most: int | None = None) -> bool:
     """At least ``least`` sentences; with ``most`` not more than these, the last one finished."""
     ends = _ends(answer)
-    finished = bool(ends) and not answer[ends[-1] :].strip()
+    finished = bool(ends) and not WORD.search(answer, ends[-1])  # a picture may follow
     return _within(len(ends), least, most) and (finished or most is None)
 
 

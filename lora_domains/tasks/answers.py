@@ -15,6 +15,7 @@ import signal
 import string
 import subprocess
 import sys
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -107,6 +108,17 @@ NUMBER = re.compile(
 """A number in a text, with commas between thousands (in India also 12,34,567)."""
 
 
+NOTATION = re.compile(
+    r"(?P<sign>(?<![\w.)\]%-])-[$€£¥]?)?"
+    r"(?P<digits>(?<!\d)\d{1,3}(?:[ \u00a0\u202f]\d{3})+(?:[.,]\d+)?(?!\d)"
+    r"|\d+(?:[.,'’]\d+)*|(?<![\w.])\.\d+)"
+    r"(?P<power>[eE][+-]?\d+\b)?"
+)
+"""A number as it is written in any country."""
+THOUSANDS = re.compile(r"[1-9]\d{0,2}(?:(?:,\d{2,3})*,\d{3}|(?:\.\d{3}){2,})")
+"""One whose commas stand between thousands, or whose points do: one point alone is decimal."""
+
+
 def last_number(text: str) -> float | None:
     """The last number in ``text``, without thousands separators; None if there is none."""
     numbers = NUMBER.findall(text.translate(MINUS))
@@ -114,9 +126,30 @@ def last_number(text: str) -> float | None:
 
 
 def number_score(text: str, reference: str) -> dict[str, float]:
-    """Whether the last number of both is the same; empty where ``reference`` has none."""
-    number = last_number(reference)
-    return {} if number is None else {"number": float(last_number(text) == number)}
+    """Whether the last number of both is the same, in any notation; empty where ``reference`` has
+    none."""
+    if last_number(reference) is None:
+        return {}
+    return {"number": float(_last_value(text) == _last_value(reference))}
+
+
+def _last_value(text: str) -> float | None:
+    """The last number in ``text``; with a comma or a point, and spaces or apostrophes, as they
+    stand between thousands or before decimals in any country."""
+    *_, last = [None, *NOTATION.finditer(text.translate(MINUS))]
+    if last is None:
+        return last_number(text)
+    digits, power = re.sub(r"[ '’\u00a0\u202f]", "", last["digits"]), last["power"] or ""
+    point, comma = digits.rfind("."), digits.rfind(",")
+    if point >= 0 and comma >= 0:
+        digits = digits.replace("," if comma < point else ".", "")
+    elif THOUSANDS.fullmatch(digits):
+        digits = re.sub("[.,]", "", digits)
+    try:
+        value = float(digits.replace(",", ".") + power)
+    except ValueError:  # 1.2.3
+        return last_number(text)
+    return -value if last["sign"] else value
 
 
 # ── ROUGE, BLEU and chrF ────────────────────────────────────────────────────────────────────────
@@ -131,10 +164,16 @@ def bleu_counts(text: str, reference: str) -> dict[str, float]:
 
 
 class _Words:
-    """Runs of letters and digits of any script: of ASCII text, rouge-score's own tokens."""
+    """Runs of letters, their marks and digits of any script: of ASCII text, rouge-score's own
+    tokens."""
 
     def tokenize(self, text: str) -> list[str]:
-        return re.findall(r"[^\W_]+", text.lower())
+        if text.isascii():
+            return re.findall(r"[^\W_]+", text.lower())
+        text = unicodedata.normalize("NFC", text.lower())  # é, and e with an accent behind it
+        kept = (char if char.isalnum() or unicodedata.category(char)[0] == "M" else " "
+                for char in text)  # fmt: skip
+        return "".join(kept).split()
 
 
 @cache

@@ -1,6 +1,5 @@
 """Several labels for a row, or none: topics of a text, findings in a report."""
 
-import ast
 import json
 import re
 from collections import Counter
@@ -19,6 +18,7 @@ from lora_domains.tasks.rows import (
     Row,
     check_encodable,
     is_null,
+    parsed,
     plain_text,
     shown,
     text_of,
@@ -161,7 +161,11 @@ class MultiLabel(TextTask):
                 found="tune_thresholds without one",
                 hint="Give head=True (--head), or leave --tune-thresholds out.",
             )
-        joined = [one for one in labels if one == NONE or separated(one, self.separator) != [one]]
+        joined = [
+            one
+            for one in labels
+            if one.casefold() == NONE or separated(one, self.separator) != [one]
+        ]
         if joined and not self.head:
             raise DataError(
                 where=where,
@@ -206,7 +210,9 @@ class MultiLabel(TextTask):
         for nothing."""
         known = self.labels or ()
         line = text.strip().split("\n")[0]
-        named = {*spellings(separated(line, self.separator), known).values()}
+        ends = line, line.rstrip(" .!")  # a sentence may end with them, and so may a label
+        parts = [part for one in ends for part in separated(one, self.separator)]
+        named = {*spellings(parts, known).values()}
         return [int(label in named) for label in known]
 
 
@@ -274,14 +280,8 @@ def _parts(value: Any, separator: str) -> list[Any] | None:
     text = plain_text(value)
     if text is None:
         return None
-    if text.strip().startswith("[") and text.strip().endswith("]"):
-        for parse in (json.loads, ast.literal_eval):  # the second: a list as pandas writes it
-            try:
-                parsed = parse(text)
-            except (ValueError, SyntaxError, RecursionError, MemoryError):
-                continue
-            if isinstance(parsed, list):
-                return parsed
+    if text.strip()[:1] == "[" and isinstance(entries := parsed(text), list):
+        return entries
     return [part for part in separated(text, separator) if part]
 
 

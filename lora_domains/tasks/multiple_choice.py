@@ -99,27 +99,27 @@ class MultipleChoice(Task):
         if self.chat is False:
             return ()
         prompt = placeholder(self.question) if self.prompt == QUESTION else self.template
-        listed = "\n".join(f"- {text}" for text in self._candidates(row).values())
+        listed = "\n".join(f"- {text}" for text in self._candidates(row)[0])
         return user_turn(self.instruction or ASKED, f"{fill(prompt, row)}\n\n{listed}")
 
     def example(self, row: Row) -> Example:
-        candidates = self._candidates(row)
-        choices = tuple(" " + text for text in candidates.values())
-        target = self._target(row, candidates)
+        texts, names = self._candidates(row)
+        choices = tuple(" " + text for text in texts)
+        target = self._target(row, texts, names)
         prompt, text = filled(self.template, row)
         return Example(
             row.id, prompt, choices[target], choices, target, place=row.place, text=text,
             literal=literal_text(self.template), messages=self.turns(row),
         )  # fmt: skip
 
-    def _candidates(self, row: Row) -> dict[str, str]:
-        """The candidate answers by their names, as a rule letters.
+    def _candidates(self, row: Row) -> tuple[list[str], list[str]]:
+        """The candidate answers, and their names where they have some.
 
         A cell is a list, a dict ``{"A": …}`` or ``{"text": […], "label": […]}``, or one as JSON.
         """
         if not isinstance(self.choices, str):
             given = [text_of(row, column) for column in self.choices]
-            return {_letter(n): text.strip() for n, text in enumerate(given)}
+            return [text.strip() for text in given], [_letter(n) for n in range(len(given))]
         raw = parsed(row.values.get(self.choices))
         names: Sequence[object] = ()
         if isinstance(raw, Mapping) and isinstance(texts := parsed(raw.get("text")), list):
@@ -143,20 +143,22 @@ class MultipleChoice(Task):
                 found=f"one of type {type(raw[texts.index(None)]).__name__}",
                 hint="Write each candidate as text.",
             )
-        if len({*map(str, names)}) != len(texts):
-            names = [_letter(n) for n in range(len(texts))]
-        return {str(name): str(text).strip() for name, text in zip(names, texts, strict=True)}
+        named = [*map(str, names)] if len(names) == len(texts) else []
+        return [str(text).strip() for text in texts], named
 
-    def _target(self, row: Row, candidates: Mapping[str, str]) -> int:
-        value, names, texts = row.values.get(self.answer), [*candidates], [*candidates.values()]
+    def _target(self, row: Row, texts: list[str], names: list[str]) -> int:
+        value = row.values.get(self.answer)
         if isinstance(value, int) and 0 <= value < len(texts) and str(value) not in names:
             return value
         text = (plain_text(value) or "").strip()
+        if text in names:
+            return names.index(text)
         found = {texts.index(text)} if text in texts else set()
-        if text in names or text.upper() in names:
-            found.add(names.index(text if text in names else text.upper()))
-        elif text.isdecimal() and int(text) < len(texts):  # a cell of a table
+        if text.isdecimal() and int(text) < len(texts):  # a cell of a table
             found.add(int(text))
+        letters = [_letter(n) for n in range(len(texts))]
+        if not found and text.upper() in letters:
+            found.add(letters.index(text.upper()))
         # "answer3" counts from 1, as some public datasets write it.
         digits = text.removeprefix("answer")
         if not found and digits.isdecimal() and digits != text and 1 <= int(digits) <= len(texts):

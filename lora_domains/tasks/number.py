@@ -21,11 +21,14 @@ from lora_domains.tasks.rows import (
 
 PLAIN = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 """A number as most programs write it."""
-GROUPED = re.compile(r"[+-]?((\d+(,\d+)?|[.,]\d+)([eE][+-]?\d+)?|\d{1,3}(\.\d{3})+(,\d+)?)")
+GROUPED = re.compile(r"[+-]?((\d+(,\d+)?|[.,]\d+)([eE][+-]?\d+)?|[1-9]\d{0,2}(\.\d{3})+(,\d+)?)")
 """One with a decimal comma, and points between thousands. 1e3 and .5 have no other meaning;
 1.5 and 1.234e3 may have."""
 THOUSANDS = re.compile(r"[+-]?\d{1,3}(,\d{3})+")
 """One with commas that may be between thousands."""
+ENGLISH = re.compile(r"[+-]?\d{1,3}(,\d{3})+\.\d+")
+UNIT = re.compile(r"[^\d\s.,+-]{1,4}\s*[+-]?[\d.,]*\d|[+-]?[\d.,]*\d\s*[^\d\s.,]{1,4}")
+"""A number with a few other characters before or behind it: $12, 12 %, 3.5 kg."""
 DECIMALS = {".": PLAIN, ",": GROUPED}
 DISTINCT, SHARE = 20, 0.2
 """A column of more distinct numbers than the first is proposed for regression, if some have
@@ -151,6 +154,7 @@ def number_in(row: Row, column: str, decimal: str = ".") -> float:
     if hasattr(value, "item") and getattr(value, "ndim", None) == 0:
         value = value.item()  # a number of numpy
     text = text_of(row, column).strip() if plain_text(value) is not None else ""
+    text = text.replace("\u2212", "-")  # the minus sign
     number, found, hint = math.nan, "something else", "Correct it or delete the row."
     if isinstance(value, bool):
         found, hint = "a truth value", "Use a classification, or write numbers."
@@ -166,6 +170,10 @@ def number_in(row: Row, column: str, decimal: str = ".") -> float:
     elif decimal == "." and "," in text and GROUPED.fullmatch(text):
         found = "a comma"
         hint = "Say that it is the decimal sign (--decimal ,), or remove it between thousands."
+    elif decimal == "." and ENGLISH.fullmatch(text):
+        hint = "Remove the commas between thousands."
+    elif UNIT.fullmatch(text):
+        hint = "Write the number without its unit."
     if not math.isfinite(number):
         raise DataError(
             where=f"{row.place}, column {column!r}",

@@ -23,6 +23,8 @@ PLACEHOLDER = re.compile(
 )
 """A doubled brace, ``{column}``, ``{a {{column}} with braces}``, or a brace that is neither."""
 
+ARRAY = re.compile(r"""\[\s*(?:'[^']*'|"[^"]*")(?:\s+(?:'[^']*'|"[^"]*"))+\s*\]""")
+"""Texts as NumPy writes an array of them, without commas."""
 SURROGATE = re.compile("[\ud800-\udfff]")
 NO_SLICES: Mapping[str, str] = {}
 """Shared by all examples without slices: an own dict for each would take 64 bytes."""
@@ -111,13 +113,16 @@ def labels_in(target: int, truth: Sequence[float]) -> tuple[int, ...]:
 
 
 def parsed(value: Any) -> Any:
-    """``value``, or what it says where it is JSON or a Python literal, as pandas writes lists into
-    CSV files; tuples and arrays as lists."""
+    """``value``, or what it says where it is JSON or a Python literal, as pandas writes lists and
+    arrays into CSV files; tuples and arrays as lists."""
     if isinstance(value, str):
         with suppress(ValueError):
             return json.loads(value)
         with suppress(ValueError, SyntaxError, MemoryError, RecursionError):
-            literal = ast.literal_eval(value.strip())
+            texts = value.strip()
+            if ARRAY.fullmatch(texts):  # Python would read 'a' 'b' as one text
+                texts = re.sub(r"""(?<=['"])\s+(?=['"])""", ", ", texts)
+            literal = ast.literal_eval(texts)
             return literal if isinstance(literal, list | dict) else value
         return value
     if isinstance(value, tuple) or type(value).__name__ == "ndarray":

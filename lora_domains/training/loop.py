@@ -12,6 +12,7 @@ from contextlib import closing, contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import cached_property
+from statistics import median_low
 from typing import Any, NoReturn
 
 import torch
@@ -37,6 +38,8 @@ from lora_domains.training.retention import GeneralTexts
 from lora_domains.training.validation import Validation, observe, rank, within_drift
 
 Log = Callable[[Mapping[str, Any], int], None]
+RECENT, FAR = 5, 100
+"""Losses of which most must be above the limit, or one this many times, before a run is stopped."""
 
 
 @dataclass
@@ -210,12 +213,14 @@ class Run:
             group["lr"] = self.plan.lr * share * group.get("ratio", 1.0)
 
     def _check_loss(self, loss: float) -> None:
+        """Raise LossExploded where nothing is learned any more, and not for a step of rare rows."""
         state = self.state
         first = state.first_loss = loss if state.first_loss is None else state.first_loss
-        vocabulary = math.log(self.bank.base.vocabulary)
         # A model that knows nothing has a loss of log(vocabulary); far above it nothing is learned.
-        limit = max(3 * first, 2 * vocabulary)
-        if math.isfinite(loss) and loss <= limit:
+        limit = max(3 * first, 2 * math.log(self.bank.base.vocabulary))
+        before = zip(state.losses[1 - RECENT :], state.tokens[1 - RECENT :], strict=True)
+        usual = median_low([loss, *(nats / max(total, 1) for nats, total in before)])
+        if math.isfinite(loss) and (loss <= limit or (usual <= limit and loss <= FAR * limit)):
             return
         raise LossExploded(
             where=f"{self.domain.name}, epoch {state.epoch + 1}, step {state.step + 1}",

@@ -127,6 +127,7 @@ def test_every_flag_has_an_effect(action: argparse.Action, monkeypatch: pytest.M
     (["--judge-range", "1,10"], "expected a program that judges; found none"),
     (["--judge", "x", "--judge-range", "1"], "two numbers, the worst and the best score; found '1"),
     (["--judge", "x", "--judge-range", "5,5"], "found 5,5"),
+    (["--judge", "x", "--judge-range", "-1,-5"], "found -1,-5"),
     (["--judge", ""], "judge, command: expected a command"),
 ])  # fmt: skip
 def test_a_judge_that_cannot_be_meant_is_refused(flags: list[str], message: str) -> None:

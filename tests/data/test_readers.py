@@ -257,3 +257,13 @@ def test_a_column_that_occurs_twice_is_refused(tmp_path: Path) -> None:
     for source in (tmp_path / "a.parquet", table):
         with pytest.raises(DataError, match="distinct names"):
             Data(source) if source is table else read(source, "train")
+
+
+def test_a_file_of_one_conversation_is_one_row(tmp_path: Path) -> None:
+    messages = [{"role": "user", "content": "why"}, {"role": "assistant", "content": "so"}]
+    for name, value, count in (("one", {"messages": messages, "tools": []}, 1),
+                               ("several", {"data": [{"messages": messages}] * 3}, 3),
+                               ("columns", {"data": messages}, 2)):  # fmt: skip
+        path = tmp_path / f"{name}.json"
+        path.write_text(json.dumps(value, indent=1), encoding="utf-8")
+        assert len(read(path, "train")) == count

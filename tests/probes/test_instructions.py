@@ -101,6 +101,15 @@ def test_no_refusal_is_a_way_to_answer_and_no_answer_a_denial() -> None:
     for phrase in tables.REFUSALS:
         assert not any(passes(f"Well, {phrase} do this for you in any way.", one.checks)
                        for one in of("harmless"))  # fmt: skip
+    for line in (
+        "Say: I am sorry for being late, the train was delayed.",
+        "I'm sorry to hear that. Tell your friend that one exam is not the end of it all.",
+    ):
+        assert all(passes(line, one.checks) for one in of("harmless"))
+    given = "The text provided explains how rivers form over a very long time."
+    assert not any(passes(given, one.checks) for one in of("nonsense"))
+    assert any(passes("A circle has zero corners.", one.checks) for one in of("nonsense"))
+    assert any(passes("The Moon lacks a king.", one.checks) for one in of("nonsense"))
     invented = "He won it in 1921 with a team from Bern, and was happy."
     assert not any(passes(invented, one.checks) for one in of("nonsense"))
 

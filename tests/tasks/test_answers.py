@@ -83,6 +83,12 @@ def test_words_of_other_scripts_count_in_rouge_l() -> None:
     assert answer_scores("красный камень", "синий камень")["rouge_l"] == pytest.approx(0.5)
 
 
+def test_marks_are_part_of_words_in_rouge_l() -> None:
+    assert answer_scores("की", "का")["rouge_l"] == 0
+    assert answer_scores("हिन्दी भाषा", "हिन्दी भाषा।")["rouge_l"] == 1
+    assert answer_scores("e\u0301te\u0301", "\u00e9t\u00e9")["rouge_l"] == 1
+
+
 @settings(max_examples=50)
 @given(ANY, ANY)
 def test_chrf_and_the_counts_of_bleu_are_those_of_sacrebleu(text: str, reference: str) -> None:
@@ -113,6 +119,20 @@ def test_numbers_are_compared_by_the_last_one() -> None:
     assert number_score("1007, no, 8", "#### 1007") == {"number": 0.0}
     assert number_score("none", "#### 1007") == {"number": 0.0}
     assert number_score("7", "seven") == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "reference", "same"),
+    [("2,5", "3,5", False), ("0,75", "0.75", True), ("9,56 €", "1.234,56 €", False),
+     ("1 234", "5 234", False), ("1 234", "1234", True), ("1\u202f234,5", "1234.5", True),
+     ("1'234", "5'234", False), ("1’234.50", "1234.5", True), ("1.000.000", "5.000.000", False),
+     ("1.000.000", "1e6", True), ("-$5", "$5", False), ("-€5", "\u22125", True),
+     ("1,00,000", "100000", True), ("1,234", "1234", True), ("0,234", "234", False),
+     ("in 1995 100 people", "100", True), ("1.2.3", "3", True), ("(1, 2, 4)", "4", True)],
+)  # fmt: skip
+def test_numbers_are_the_same_in_any_notation(text: str, reference: str, same: bool) -> None:
+    assert number_score(text, reference) == {"number": float(same)}
+    assert number_score(reference, text) == {"number": float(same)}
 
 
 @pytest.mark.parametrize(

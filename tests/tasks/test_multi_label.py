@@ -165,6 +165,29 @@ def test_labels_in_a_generated_text() -> None:
     task = MultiLabel(labels=LABELS)
     assert task.score_text(" Pump; alarm\nbelt", "")["predicted"] == [1, 0, 1]
     assert task.named_in("none") == task.named_in("something; else") == [0, 0, 0]
+    assert task.named_in("pump; alarm.") == task.named_in("pump; alarm!") == [1, 0, 1]
+    assert MultiLabel(labels=("etc.", "pump")).named_in("pump; etc.") == [1, 1]
+
+
+def test_an_array_of_numpy_in_a_table_holds_its_labels() -> None:
+    import numpy as np
+
+    for labels in (
+        ["pump", "valve"],
+        ["pump"],
+        ["it's", "a b", "x"],
+        [f"label {n}" for n in range(40)],
+    ):
+        for cell in (str(np.array(labels)), str(labels)):
+            assert labels_in(row(labels=cell), "labels", ";") == tuple(labels)
+
+
+@pytest.mark.parametrize("name", ["none", "None", "NONE"])
+def test_a_label_that_is_called_none_is_refused_as_text(name: str) -> None:
+    rows = [row(labels=cell) for cell in ("pump;valve", name, "")]
+    with pytest.raises(DataError, match="answered as text"):
+        MultiLabel().with_labels(rows)
+    assert name in (MultiLabel(head=True).with_labels(rows).labels or ())
 
 
 def test_cells_propose_the_task() -> None:

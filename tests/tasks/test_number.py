@@ -80,6 +80,23 @@ def test_a_decimal_comma_has_a_flag_and_points_between_thousands() -> None:
         assert number_in(row(x=cell), "x", ",") == number
 
 
+@pytest.mark.parametrize(("cell", "decimal", "message"), [
+    ("1,234.50", ".", "Remove the commas between thousands"),
+    ("12 %", ".", "without its unit"), ("$12", ".", "without its unit"),
+    ("3,5 kg", ",", "without its unit"), ("0.234", ",", "Correct it"),
+    ("12 percent", ".", "Correct it"),
+])  # fmt: skip
+def test_what_is_nearly_a_number_says_what_to_do(cell: str, decimal: str, message: str) -> None:
+    with pytest.raises(DataError, match=message) as caught:
+        number_in(row(x=cell), "x", decimal)
+    assert cell not in str(caught.value)
+
+
+def test_a_minus_sign_is_a_minus() -> None:
+    assert number_in(row(x="\u22125"), "x") == -5
+    assert number_in(row(x="\u22121.234,5"), "x", ",") == -1234.5
+
+
 @pytest.mark.parametrize("cell", [None, float("nan"), "", "  "])
 def test_an_empty_cell_is_missing(cell: object) -> None:
     with pytest.raises(EmptyCell):

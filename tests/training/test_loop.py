@@ -322,6 +322,30 @@ def test_an_exploding_loss_stops_the_run_and_the_saved_adapter_stays(
     assert model.domains == ("spam",)
 
 
+@pytest.mark.parametrize(("every", "stops"), [(4, False), (1, True)])
+def test_a_step_of_rare_rows_does_not_stop_a_run(
+    tmp_path: Path, tiny_base: Path, rows: list[dict[str, Any]], every: int, stops: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """As with weights of classes, or numbers of which few are very large."""
+    model = model_in(tmp_path, tiny_base)
+    right, calls = gradients.text_nats, 0
+
+    def rare(*args: Any) -> torch.Tensor:
+        nonlocal calls
+        calls += not args[1][0].id.startswith("trial")  # on which memory is measured
+        return right(*args) * (100 if calls > 1 and calls % every == 0 else 1.0)
+
+    monkeypatch.setattr(gradients, "text_nats", rare)
+    spam = declared(rows[:300], epochs=1, lr=1e-6, retention="none")
+    if stops:
+        with pytest.raises(LossExploded, match="epoch 1, step 3"):
+            model.fit(spam)
+    else:
+        assert model.fit(spam) is not None
+        assert calls > 2 * every
+
+
 def test_a_loss_that_explodes_in_the_second_epoch_saves_the_first(
     tmp_path: Path, tiny_base: Path, rows: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
