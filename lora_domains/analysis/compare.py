@@ -28,7 +28,7 @@ from lora_domains.verdict.rules import (
     verdict,
 )
 from lora_domains.verdict.scores import Metric, ScoreTable
-from lora_domains.verdict.side_effects import harmed_suite, retention
+from lora_domains.verdict.side_effects import harmed_suite, masked_retention, retention
 from lora_domains.verdict.summary import comparison_fields, over_seeds
 
 FLOORS = ("recall", "precision")
@@ -50,7 +50,7 @@ def compare_adapters(first: Path, second: Path) -> dict[str, Any]:
     """
     one, two = _Run(first), _Run(second)
     _check_comparable(one, two)
-    test, general = _paired(one, two, "test"), _paired(one, two, "general")
+    test, general, text = (_paired(one, two, kind) for kind in ("test", "general", "text"))
     metric, positive = metric_named(one.judged["metric"]), one.positive
     compared = {each.name: each.compare(test, positive=positive) for each in one.metrics}
     if compared.get(metric.name) is None:
@@ -61,7 +61,7 @@ def compare_adapters(first: Path, second: Path) -> dict[str, Any]:
             hint="Evaluate both again.",
         )
     known = {name: comparison for name, comparison in compared.items() if comparison is not None}
-    paired = replace(evidence_of(two.entry, []), items=ScoreTable([*test, *general]))
+    paired = replace(evidence_of(two.entry, []), items=ScoreTable([*test, *general, *text]))
     results = _judged(one, paired, known)
     pooled = METRICS["accuracy"].compare(general)
     return {
@@ -91,7 +91,7 @@ def _judged(one: "_Run", paired: Evidence, compared: Mapping[str, Comparison]) -
         few = f"Fewer than {LEAST_ROWS} test rows do not decide it."
         results = [undecided(result, few) for result in results]
     results += judge_all(paired, gates, (*FLOORS, *COUNTED))
-    if len(paired.general):
+    if len(paired.text if paired.knowledge == "masked tokens" else paired.general):
         results.append(_at_both_levels(paired, lambda at: _kept_general(one, at)))
     return results
 
@@ -114,8 +114,13 @@ def _gain(one: "_Run", paired: Evidence) -> GateResult:
 
 
 def _kept_general(one: "_Run", paired: Evidence) -> GateResult:
-    """B answers the general questions as well as A does, within the margin of A's gates."""
+    """B knows as much as A does, within the margin of A's gates, by what tells it of the base."""
     margin = one.entry.settings["gates"]["retention"]
+    if paired.knowledge == "masked tokens":
+        nats = paired.compared(METRICS["nats_per_token"], paired.text)
+        if isinstance(nats, Fault):
+            return nats.result("retention", "general knowledge is kept", -margin)
+        return masked_retention(nats, margin, one.name)
     pooled = paired.compared(METRICS["accuracy"], paired.general)
     if isinstance(pooled, Fault):
         return pooled.result("retention", "accuracy on general questions kept", -margin)

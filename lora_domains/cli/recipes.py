@@ -268,7 +268,8 @@ def suite_of(
         before = card.adapter.judged.get("suite") if card is not None else None
         suite = suites.default_suite(base, before)
         if flags.questions is not None:
-            suite = replace(suite, limit=flags.questions, seed=seed)
+            parts = tuple(replace(part, limit=None) for part in suite.parts)
+            suite = replace(suite, limit=flags.questions, seed=seed, parts=parts)
     if not base.bidirectional:
         suite.questions()
     elif named is not None or flags.questions is not None:

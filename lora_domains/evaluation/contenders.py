@@ -363,7 +363,8 @@ def score_adapter(
     """The items of the adapter ``name``, and ``judged`` of its card but for ``base_changed``."""
     with distributed.sharing():
         own = score_domain(scorer, dataset, [name], key, parent=parent)[name]
-        length = dataset.tokenization.max_length
+        # All adapters are asked the same questions, whatever the length of the domain's rows.
+        length = row_limit(scorer.bank.base, None)
         general = score_general(scorer, suite, length, [name], key)[name]
         largest_move = general.largest_move
         if not largest_move:  # no text was scored

@@ -308,7 +308,7 @@ def declared_by(
     The training rows of an adapter that was trained here cannot be others (``check_fits``).
     """
     name = OWN_SUITES[0] if suite.name in OWN_SUITES else suite.name
-    given = {**dataset.prepared.given}
+    given, own = {**dataset.prepared.given}, [] if base.bidirectional else suite.content()
     if not entry.trained_elsewhere:
         general = {k: v for k, v in given.items() if k == "general text"}
         given = {"validation rows": dataset.prepared.digests["validation"][:16], **general}
@@ -316,6 +316,7 @@ def declared_by(
         "gates": declaration(dataset.domain),
         "suite": _short_digest([name, *(probe.name for probe in suite.probes), suite.seed]),
         "general questions": 0 if base.bidirectional else len(suite.questions()),
+        **({"questions of a file": _short_digest(own)} if own else {}),
         **given,
     }
 

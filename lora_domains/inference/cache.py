@@ -41,6 +41,12 @@ from lora_domains.modeling.base import Base
 from lora_domains.modeling.checkpoint import digest_of
 from lora_domains.placement import is_sharded
 
+NO_NUMBER = {
+    "_name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype",
+    "_attn_implementation_autoset", "quantization_config",
+}  # fmt: skip
+"""Keys of a config that say nothing of what a model computes, or are elsewhere in the name."""
+
 
 def keeps(base: Base) -> bool:
     """Whether anything is kept of ``base``: not where its weights are shared out to processes,
@@ -60,7 +66,8 @@ def circumstances(base: Base) -> dict[str, Any]:
         cpu = base.device.type == "cpu"
         kernels = torch.backends.cpu.get_cpu_capability() if cpu else torch.cuda.get_device_name()
     return {
-        "base": base.identity, "state": base.state_digest(), "dtype": str(base.dtype),
+        "base": base.identity, "config": config_digest(base),
+        "state": base.state_digest(), "dtype": str(base.dtype),
         "quantization": base.quantization, "device": [base.device.type, kernels],
         "attention": base.model.config._attn_implementation, "pass": str(pass_limit(base.model)),
         "products": torch.get_float32_matmul_precision(),
@@ -68,6 +75,16 @@ def circumstances(base: Base) -> dict[str, Any]:
         "threads": torch.get_num_threads(), "torch": torch.__version__,
         "transformers": transformers.__version__,
     }  # fmt: skip
+
+
+def config_digest(base: Base) -> str:
+    """sha256 over the config of ``base``: what its layers do, beside their weights.
+
+    Where it was loaded from, and by which version, changes no number.
+    """
+    config = base.model.config.to_dict()
+    kept = {key: value for key, value in config.items() if key not in NO_NUMBER}
+    return sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()
 
 
 # ── What a file holds ───────────────────────────────────────────────────────────────────────────

@@ -26,7 +26,13 @@ from lora_domains import distributed
 from lora_domains.console import GENERAL, Clock, Display, format_duration
 from lora_domains.data.source import Source
 from lora_domains.inference.batches import no_progress
-from lora_domains.inference.cache import CACHE, cache_path, keep_tensors, read_tensors
+from lora_domains.inference.cache import (
+    CACHE,
+    cache_path,
+    config_digest,
+    keep_tensors,
+    read_tensors,
+)
 from lora_domains.inference.generation import sample
 from lora_domains.inference.likelihoods import start_of_text
 from lora_domains.inference.reference import Prediction, base_predictions, packed, unpacked
@@ -214,7 +220,9 @@ def counts_of(base: Base) -> Mapping[str, int]:
 def _settings(base: Base) -> dict[str, Any]:
     """What decides the texts and the stored predictions."""
     return {
-        "base": base.identity, "dtype": str(base.dtype), "quantization": base.quantization,
+        "base": base.identity, "config": config_digest(base),
+        "template": str(base.tokenizer.chat_template),
+        "dtype": str(base.dtype), "quantization": base.quantization,
         "texts": dict(counts_of(base)), "length": LENGTH, "turn": TURN, "continued": CONTINUED,
         "top": TOP, "seed": SEED, "format": FORMAT,
     }  # fmt: skip

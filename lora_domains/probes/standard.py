@@ -153,7 +153,13 @@ def standard() -> Suite:
 
 
 def _suite(name: str, probes: Iterable[Callable[[], Probe]]) -> Suite:
-    return Suite(name, tuple(_localised(probe()) for probe in probes), wikitext, tokens=250)
+    return Suite(name, tuple(_localised(probe()) for probe in probes), _text_at_hand, tokens=250)
+
+
+def _text_at_hand() -> list[str]:
+    """WikiText where it can be had, else the embedded general text."""
+    here = _is_here(local("wikitext") or _wikitext("test")) or _hub_answers()
+    return wikitext() if here else list(embedded_texts("test"))
 
 
 # ── What is at hand ─────────────────────────────────────────────────────────────────────────────
@@ -179,13 +185,12 @@ def at_hand() -> Suite | None:
     if _hub_answers():
         return suite
     probes = tuple(probe for probe in suite.probes if _is_here(probe.rows, probe.shown))
-    text = wikitext if _is_here(local("wikitext") or _wikitext("test")) else own_world
-    return replace(suite, probes=probes, text=text) if probes else None
+    return replace(suite, probes=probes) if probes else None
 
 
-def own_world() -> list[str]:
-    """The embedded general text, where there is no other."""
-    return list(embedded_texts("test"))
+def to_be_had() -> Suite:
+    """``at_hand``; the whole standard suite, whose error says what is missing, where nothing is."""
+    return at_hand() or standard()
 
 
 def _is_here(*sources: Any) -> bool:

@@ -5,10 +5,12 @@ drift and nats are measured. ``load_suite`` takes the name of one, or a file; ``
 what a base is asked where none is named.
 """
 
+import json
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -109,6 +111,8 @@ class Suite:
     """Questions at most, over all probes."""
     seed: int = 0
     """Seed of the sample that ``limit`` takes: the same questions for every adapter."""
+    given: bool = False
+    """Whether the questions are those of a user's file, which others may take the place of."""
     parts: tuple["Suite", ...] = ()
     """The suites that this one joins, each with its own limit; their probes are its probes."""
     tokens: int = 100
@@ -117,6 +121,7 @@ class Suite:
         default_factory=list, init=False, repr=False, compare=False
     )
     _all: list[int] = field(default_factory=list, init=False, repr=False, compare=False)
+    _content: list[str] = field(default_factory=list, init=False, repr=False, compare=False)
 
     def questions(self) -> list[tuple[Probe, str, Example]]:
         """(probe, part, example) of every question, in a fixed order.
@@ -127,6 +132,8 @@ class Suite:
             questions = [question for suite in self.parts for question in suite.questions()]
             if not self.parts:
                 questions = [(p, part, e) for p in self.probes for part, e in p.examples()]
+                texts = [(e.prompt, e.choices, e.answer) for _, _, e in questions]
+                self._content.append(sha256(json.dumps(texts).encode()).hexdigest())
             # Parts may have samples of their own.
             self._all.append(sum(suite._all[0] for suite in self.parts) or len(questions))
             if self.limit is not None and len(questions) > self.limit:
@@ -134,6 +141,12 @@ class Suite:
                 questions = [questions[i] for i in _sample(questions, self.limit, draw)]
             self._questions.extend(questions)
         return self._questions
+
+    def content(self) -> list[str]:
+        """sha256 over all questions of a user's files, one of each; they are read for it."""
+        self.questions()
+        own = [*self._content] if self.given else []
+        return own + [digest for suite in self.parts for digest in suite.content()]
 
     def describe(self) -> str:
         """``facts (300 of 1,319 questions), instructions (all 1,180)``."""
@@ -245,7 +258,7 @@ def _named(name: str | Path) -> Suite:
 
     known: dict[str, Callable[[], Suite]] = {
         "facts": facts, "instructions": instruction_suite, "embedded": embedded, "quick": quick,
-        "standard": standard.standard, **standard.SINGLE,
+        "standard": standard.to_be_had, **standard.SINGLE,
     }  # fmt: skip
     if str(name) in known:
         return known[str(name)]()
@@ -254,10 +267,10 @@ def _named(name: str | Path) -> Suite:
 
         return harness_suite(str(name).removeprefix("harness:").split(","))
     if Path(name).suffix == ".py":
-        return load_declaration(name, "suite", Suite)
+        return replace(load_declaration(name, "suite", Suite), given=True)
     if Path(name).suffix:
         probe = Probe(Path(name).stem, MultipleChoice(), str(name))
-        return Suite(probe.name, (probe,))
+        return Suite(probe.name, (probe,), given=True)
     raise UsageError(
         expected="a suite by name, a .py file that declares one, or a file of questions",
         found=repr(str(name)),

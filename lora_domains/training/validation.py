@@ -126,7 +126,7 @@ class Validation:
                 tokens = np.ones(len(rows), dtype=int)
             elif self.pairs is not None:
                 moved = self.pairs.moved(rows, advance)
-                return pair_figures(moved, self.pairs.losses(moved))
+                return self._figures_of_pairs(rows, moved, self.pairs)
             elif rows and rows[0].choices:
                 logprobs, nats, tokens = choices_and_nats(model, rows, pad, advance)
             else:
@@ -136,6 +136,26 @@ class Validation:
             records = [{"prediction": int(comparable(self.domain.task, row, example).argmax())}
                        for row, example in zip(logprobs, rows, strict=True)]  # fmt: skip
         return {"validation_loss": loss, **validation_figures(self.domain, rows, records, loss)}
+
+    def _figures_of_pairs(
+        self, rows: Sequence[EncodedExample], moved: np.ndarray, pairs: Pairs
+    ) -> dict[str, Any]:
+        """The mean DPO loss, and the domain metric: by default the win rate over the base.
+
+        ``moved`` (pairs,) is how much more than the base the adapter prefers each chosen answer.
+        """
+        metric = self.domain.primary_metric
+        odds = moved + np.array([pairs.margins[row.id] for row in rows])
+        score, higher = float((0.5 + 0.5 * np.sign(moved)).mean()), True
+        if metric == "margin":
+            score = float(odds.mean())
+        elif metric == "ranked":
+            score = float((odds > 0).mean())
+        elif metric == "nats_per_token":
+            nats, tokens = answer_nats(self.bank.base.model, rows, self.bank.base.pad)
+            score, higher = float(nats.sum() / max(tokens.sum(), 1)), False
+        return {"validation_loss": float(pairs.losses(moved).mean()), "accuracy": None,
+                "score": score, "higher_is_better": higher}  # fmt: skip
 
     def scaled_down(
         self, best: dict[str, Any], weights: Weights, limit: float
@@ -230,16 +250,6 @@ def collapse_warning(best: Mapping[str, Any], rate: float) -> str | None:
         "the best epoch gives all validation rows the same label. The training may have collapsed: "
         f"try --lr {rate / 3:.1g}, and look at the labels of the rows."
     )
-
-
-def pair_figures(moved: np.ndarray, losses: np.ndarray) -> dict[str, Any]:
-    """The mean DPO loss, and the score that ranks epochs: the win rate over the base.
-
-    ``moved`` (pairs,) is how much more than the base the adapter prefers each chosen answer.
-    """
-    win_rate = float((0.5 + 0.5 * np.sign(moved)).mean())
-    return {"validation_loss": float(losses.mean()), "accuracy": None, "score": win_rate,
-            "higher_is_better": True}  # fmt: skip
 
 
 # ── Ranking ─────────────────────────────────────────────────────────────────────────────────────

@@ -175,21 +175,26 @@ class Evidence:
 
     @cached_property
     def calibration(self) -> dict[str, Any]:
-        """How reliable the adapter's confidence is (``stats.calibration``), with 95 % bounds.
+        """``calibration_at`` 95 %."""
+        return self.calibration_at(0.95)
+
+    def calibration_at(self, level: float) -> dict[str, Any]:
+        """How reliable the adapter's confidence is (``stats.calibration``), with bounds.
 
         Empty where its answers have no confidence.
         """
         test = self.test
         if test.scored("adapter", "probabilities"):
-            return self._calibration_of_labels()
+            return self._calibration_of_labels(level)
         if not test.scored("adapter", "confidence") or not test.scored("adapter", "brier"):
             return {}
         confidence, prediction, brier = (
             test.column("adapter", key) for key in ("confidence", "prediction", "brier")
         )
-        return calibration(confidence, prediction == test.targets(), brier, test.groups())
+        right = prediction == test.targets()
+        return calibration(confidence, right, brier, test.groups(), level)
 
-    def _calibration_of_labels(self) -> dict[str, Any]:
+    def _calibration_of_labels(self, level: float) -> dict[str, Any]:
         """The same for rows with several labels: whether a row has a label is one answer."""
         test, truth = self.test, self.test.truth()
         chance, predicted = (test.column("adapter", k) for k in ("probabilities", "predicted"))
@@ -197,7 +202,8 @@ class Evidence:
         groups = np.repeat(np.arange(len(test)) if rows is None else rows, truth.shape[1])
         confidence = np.where(predicted > 0, chance, 1 - chance)
         right, brier = predicted == truth, 2 * (chance - truth) ** 2
-        found = calibration(confidence.ravel(), right.ravel(), brier.ravel(), groups.tolist())
+        answers = confidence.ravel(), right.ravel(), brier.ravel()
+        found = calibration(*answers, groups.tolist(), level)
         return found | {"risk_coverage": []}  # rows are not referred by one of their labels
 
     def metric_on(

@@ -53,16 +53,16 @@ def retention(
     )  # fmt: skip
 
 
-def masked_retention(nats: Comparison, share: float) -> GateResult:
+def masked_retention(nats: Comparison, share: float, rival: str = "the base") -> GateResult:
     """An encoder's general knowledge is kept: nats per masked token rise by at most ``share``.
 
-    ``nats`` compares base and adapter on general text. The margin is a share of the base's nats, so
-    that it means the same for a small vocabulary and a large one.
+    ``nats`` compares base, or another ``rival``, and adapter on general text. The margin is a share
+    of the base's nats, so that it means the same for a small vocabulary and a large one.
     """
     margin = share * nats.base
-    rule = f"nats per masked token of general text at most {100 * share:g} % above the base"
+    rule = f"nats per masked token of general text at most {100 * share:g} % above {rival}"
     what = (
-        f"Nats per masked token {nats.adapter:.3f}; the base has {nats.base:.3f} and a rise of "
+        f"Nats per masked token {nats.adapter:.3f}; {rival} has {nats.base:.3f} and a rise of "
         f"{100 * share:g} % is allowed. The rise"
     )
     return judge(
@@ -271,12 +271,13 @@ def judge_calibration(evidence: Evidence, limit: float | None) -> GateResult | N
     """The expected calibration error of the adapter's answers to test rows."""
     what, n = "Expected calibration error", len(evidence.test)
     rule = "informs only" if limit is None else f"expected calibration error at most {limit:g}"
-    if not (found := evidence.calibration):
+    level = SHOWN if limit is None else evidence.level
+    if not (found := evidence.calibration_at(level)):
         fault = evidence.fault("adapter", evidence.test, ("confidence", "brier"), what)
         if fault is None or not (fault.diverged or limit):
             return None
         return fault.result("calibration", rule, limit)
-    measured = Measurement(found["ece"], Bounds(**found["bounds"]["ece"]), n, "test rows", SHOWN)
+    measured = Measurement(found["ece"], Bounds(**found["bounds"]["ece"]), n, "test rows", level)
     if limit is None:
         return inform("calibration", measured, CALIBRATION_WARNS, what=what)
     return judge_limit("calibration", rule, measured, limit, what)

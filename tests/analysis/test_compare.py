@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from support.commands import run
-from support.items import general, score
+from support.items import general, score, text
 from support.items import row as item_row
 
 from lora_domains.analysis.compare import FLOORS, compare_adapters, compare_seeds
@@ -205,6 +205,22 @@ def test_a_suite_that_was_lost_does_not_hide_among_the_others(tmp_path: Path) ->
     kept = next(gate for gate in found["gates"] if gate["name"] == "retention")
     assert kept["verdict"] == "fail"
     assert "Accuracy on lost 0.300; a reaches 1.000" in kept["why"]
+
+
+def test_an_encoder_that_forgot_does_not_pass(tmp_path: Path) -> None:
+    """What it knows is told by its nats on masked tokens, and by no question."""
+    folders = []
+    for name, right, rise in (("a", 0.7, 0.0), ("b", 0.9, 0.0), ("c", 0.9, 6.0)):
+        items = [item for item in drawn(right, 2) if item["set"] == "test"]
+        for n, item in enumerate(texts := text(200)):
+            item["digest"] = f"text {n}"
+            item["scores"]["adapter"]["nats"] += rise
+        folders.append(save(tmp_path / name, [*items, *texts], knowledge="masked tokens"))
+    a, kept, lost = folders
+    found = [compare_adapters(a, other) for other in (kept, lost)]
+    gates = [{g["name"]: g["verdict"] for g in one["gates"]}["retention"] for one in found]
+    assert gates == ["pass", "fail"]
+    assert [one["verdict"] for one in found] == ["pass", "fail"]
 
 
 def test_other_test_rows_or_another_task_are_refused(tmp_path: Path) -> None:

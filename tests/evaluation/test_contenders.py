@@ -6,16 +6,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import make_rows
 from support.adapters import strong
-from support.models import QUIET, SUITE
+from support.models import QUIET, SUITE, declared, model_in
 
 from lora_domains.console import Clock
-from lora_domains.evaluation import scorer
-from lora_domains.evaluation.contenders import score_general
+from lora_domains.evaluation import contenders, scorer
+from lora_domains.evaluation.contenders import probe_part, score_general
 from lora_domains.evaluation.scorer import Part, Scorer, TimedScorer
 from lora_domains.modeling.bank import Bank
 from lora_domains.modeling.base import load_base
-from lora_domains.tasks import Classification, Example
+from lora_domains.probes.suite import Probe, Suite
+from lora_domains.tasks import Classification, Example, MultipleChoice
 from lora_domains.tokenization.encoded import EncodedExample, EncodedRow
 
 
@@ -57,3 +59,30 @@ def test_an_estimate_knows_that_a_beginning_is_read_once(
         ]  # fmt: skip
         TimedScorer(bank, QUIET).scores(Part("rows", task, rows), [None])
     assert sizes[1] - sizes[0] == 19 * 40
+
+
+@pytest.mark.slow
+def test_questions_are_asked_in_the_context_of_the_base(
+    tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the length of the domain's rows, or adapters of a base would be asked others."""
+    asked: list[EncodedRow] = []
+
+    def recorded(*given: Any) -> Part:
+        part = probe_part(*given)
+        asked.extend(part.rows)
+        return part
+
+    monkeypatch.setattr(contenders, "probe_part", recorded)
+    rows = make_rows(60)
+    for n, row in enumerate(rows):
+        row["text"] = f"{row['text'].split()[0]} {n}"
+    long = [{"question": "red river " * 20, "choices": ["a", "b"], "answer": 0}] * 5
+    suite = Suite("long", (Probe("long", MultipleChoice(), long),))
+    model = model_in(tmp_path, tiny_base)
+    domain = declared(rows, epochs=1, retention="none", max_length=16)
+    model.fit(domain)
+    model.evaluate(domain, suite=suite)
+    assert len(asked) == 5
+    assert not any(row.encoded.truncated for row in asked)
+    assert max(len(row.encoded) for row in model.dataset(domain).test) <= 16

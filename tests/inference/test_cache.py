@@ -421,3 +421,23 @@ def test_the_folder_of_a_base_is_remembered(
     shutil.rmtree(folder)
     assert cache_files.folder_of_base(base.identity) is None
     assert [path.stem for path in (cache / "bases").iterdir()] == [base.identity]
+
+
+def test_what_a_base_with_another_config_or_template_gave_is_not_read(
+    cache: Path, tiny_base: Path, tmp_path: Path
+) -> None:
+    """With the same weights and tokenizer."""
+    from lora_domains.probes.own_text import _settings
+
+    folder = shutil.copytree(tiny_base, tmp_path / "base")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 0.1}))
+    first, same, other = load_base(tiny_base), load_base(tiny_base), load_base(folder)
+    assert cache_files.circumstances(first) == cache_files.circumstances(same)
+    assert cache_files.circumstances(first) != cache_files.circumstances(other)
+    assert _settings(first) == _settings(same)
+    assert _settings(first) != _settings(other)
+    same.tokenizer.chat_template = "{{ messages[0]['content'] }}"
+    assert _settings(first) != _settings(same)
+    moved = load_base(shutil.copytree(tiny_base, tmp_path / "moved"))
+    assert cache_files.config_digest(moved) == cache_files.config_digest(first)

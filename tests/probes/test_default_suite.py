@@ -1,14 +1,16 @@
 """What a base is asked where no suite is named: what is at hand, as many as it can answer."""
 
 import json
+from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 
+from lora_domains.cli.recipes import suite_of
 from lora_domains.data.source import Hub
 from lora_domains.errors import DataError
 from lora_domains.probes import standard
@@ -107,6 +109,50 @@ def test_standard_questions_are_taken_from_local_files(
     }  # fmt: skip
     (offline / "mmlu.jsonl").write_text("[]\n")
     assert default_suite(base()).name == "facts"
+
+
+def test_suites_by_name_are_what_can_be_had(offline: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(standard, "at_hand", at_hand)
+    with pytest.raises(DataError, match="cais/mmlu"):
+        load_suite("standard").questions()
+    (offline / "mmlu.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    for name in ("standard", "mmlu"):
+        suite = load_suite(name)
+        assert [probe.name for probe in suite.probes] == ["mmlu"]
+        assert len(suite.questions()) == 40
+        assert suite.texts()[0].answer == facts().texts()[0].answer
+    (offline / "wikitext.txt").write_text("A river runs through the valley. " * 10)
+    assert len(load_suite("mmlu").texts()) == 1
+
+
+def test_more_questions_than_by_default_are_asked_if_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    chats = base(chats=True, parameters=10**10)
+    assert len(default_suite(chats).questions()) == 600
+    for count in (90, 1200):
+        suite = suite_of(Namespace(questions=count), cast(Any, SimpleNamespace(base=chats)), None)
+        assert len(suite.questions()) == count
+
+
+def test_questions_of_a_file_are_told_from_others(tmp_path: Path) -> None:
+    contents = []
+    for answer in (0, 1):
+        rows = [row | {"answer": answer} for row in ROWS]
+        (tmp_path / "own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        (tmp_path / "own.py").write_text(
+            "from lora_domains.probes.suite import load_suite\n"
+            f"suite = load_suite({str(tmp_path / 'own.jsonl')!r})\n"
+        )
+        whole, part = (load_suite(tmp_path / "own.jsonl", limit) for limit in (None, 7))
+        assert whole.content() == part.content()
+        joined = load_suite(f"{tmp_path / 'own.jsonl'}+facts")
+        contents += [
+            *whole.content(),
+            *joined.content(),
+            *load_suite(tmp_path / "own.py").content(),
+        ]
+    assert len({*contents[:3]}) == len({*contents[3:]}) == 1
+    assert contents[0] != contents[3]
+    assert load_suite("facts+instructions").content() == []
 
 
 def test_standard_questions_are_those_of_the_hub_or_its_cache(

@@ -87,6 +87,28 @@ def test_validation_has_the_dpo_loss_and_the_win_rate(run: Run) -> None:
     assert figures["higher_is_better"]
 
 
+@pytest.mark.parametrize("metric", ["ranked", "margin", "nats_per_token"])
+def test_epochs_are_ranked_by_the_metric_of_the_domain(
+    tiny_base: Path, tmp_path: Path, metric: str
+) -> None:
+    pairs = declared(PAIRS, "pairs", Preference(), metric=metric, retention="none")
+    run = make_run(tmp_path, tiny_base, pairs)
+    weights = strong(run.bank.base, "strong", rank=8).weights
+    run.bank.set_weights(run.adapter_name, {n: (a, 0.1 * b) for n, (a, b) in weights.items()})
+    run.validation.compare_with_base(run.gradients.pairs, run.train)
+    figures = run.validation.figures()
+    with torch.no_grad():
+        run.train = run.validation.rows
+        chosen, rejected = (answer_logps(run, run.adapter_name, n) for n in (0, 1))
+    expected = {
+        "ranked": float((chosen > rejected).float().mean()),
+        "margin": float((chosen - rejected).mean()),
+        "nats_per_token": float(-chosen.sum() / sum(len(row.answer) for row in run.train)),
+    }[metric]
+    assert figures["score"] == pytest.approx(expected, 1e-4)
+    assert figures["higher_is_better"] is (metric != "nats_per_token")
+
+
 @pytest.mark.long
 @pytest.mark.usefixtures("small_suite")
 def test_preferences_are_learned_and_judged_by_their_win_rate(

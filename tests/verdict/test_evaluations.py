@@ -33,6 +33,17 @@ def test_the_budget_tightens_every_sampled_gate_and_no_figure() -> None:
     assert "Evaluation 1 of 5" in gate(budgeted, "evaluations")["why"]
 
 
+def test_a_limit_on_calibration_is_judged_by_the_bounds_of_the_evaluation() -> None:
+    limits = {"calibration": 0.5}
+    plain, budgeted = (
+        judged(good(), gates=limits, **more) for more in ({}, {"evaluations": evaluated()})
+    )
+    usual, strict = (gate(one, "calibration") for one in (plain, budgeted))
+    assert strict["upper"] > usual["upper"]
+    assert strict["lower"] <= usual["lower"]
+    assert "99 %" in strict["why"]
+
+
 def test_gates_are_as_strict_at_the_first_evaluation_as_at_the_last() -> None:
     # 44 of 2,000 lost: within the margin by the bound of 95 %, not by that of 99 %.
     kept = [i for i in good() if i["set"] != "general"]
