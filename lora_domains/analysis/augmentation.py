@@ -80,7 +80,7 @@ def augmented(
 
     Empty for a task whose input is more than text. Copies that equal a test row are left out.
     """
-    if not task.predictable or data.train is None:
+    if not task.predictable or task.own_choices or data.train is None:
         return []
     rows = {row.id: row for row in read(data.train, "train")}
     beside = columns_beside(task)

@@ -210,7 +210,7 @@ def _check_comparable(one: _Run, two: _Run) -> None:
 
 
 def _key(item: Mapping[str, Any]) -> tuple[Any, ...]:
-    return item["digest"], item["target"], item.get("suite")
+    return item.get("digest", item["id"]), item["target"], item.get("suite")
 
 
 def _ordered(one: _Run, two: _Run, kind: str = "test") -> ScoreTable:

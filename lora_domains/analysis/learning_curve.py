@@ -25,6 +25,7 @@ from lora_domains.errors import AdapterError, UsageError, listed
 from lora_domains.evaluation.baselines import SHOTS, with_shots
 from lora_domains.evaluation.items import groups_of
 from lora_domains.evaluation.scorer import Part, Scorer
+from lora_domains.inference.scores import add_won
 from lora_domains.model import DomainModel
 from lora_domains.stats.bootstrap import FloatArray, bootstrap
 from lora_domains.stats.comparisons import compare_means
@@ -155,6 +156,8 @@ class _Measured:
         """The metric of the base (None) or an adapter on the validation rows, as in ``rows``."""
         scorer = Scorer(self.model.bank, self.model.display)
         scores = scorer.scores(Part(f"validation rows, {name}", self.task, rows), [adapter])
+        if adapter is None and name != "base":  # of pairs, the base is not compared with itself
+            add_won(scores[None], [item["scores"]["base"] for item in self.items])
         for item, item_score in zip(self.items, scores[adapter], strict=True):
             item["scores"][name] = item_score
         score = metric_named(self.metric).value(

@@ -98,7 +98,7 @@ def check_adapter(adapter: Adapter) -> Card:
             where=adapter.name,
             expected="an adapter without a trained head",
             found="one whose head was trained for scale 1 only",
-            hint="Train one without --head to choose a scale.",
+            hint="A head keeps scale 1; only adapters that answer as text have a choice.",
         )
     if adapter.magnitudes:
         raise UsageError(

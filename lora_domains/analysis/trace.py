@@ -115,10 +115,12 @@ def trace_example(
             where=name,
             expected="an adapter without a trained head",
             found="one with a head",
-            hint="Use predict for the probabilities of its labels.",
+            hint="Use predict, which answers with its head.",
         )
     item = tokenization.encode(example)
-    labels = task.labels or ()
+    labels = (task.labels or ()) if item.choices else ()
+    if item.choices and task.own_choices:
+        labels = tuple(choice.strip() for choice in example.choices)
     if not labels:
         labels, item = _generated(bank, name, task, item, tokenization)
     before, cut, after = _tokens(tokenization, example, item)

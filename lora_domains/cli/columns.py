@@ -7,17 +7,18 @@ import datetime
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
 from lora_domains.data.source import file_of
-from lora_domains.errors import DataError
+from lora_domains.errors import DataError, EmptyCell
 from lora_domains.tasks import Row, Task, is_null, plain_text
 from lora_domains.tasks.classification import USUAL_LABELS
 from lora_domains.tasks.messages import are_messages
-from lora_domains.tasks.number import GROUPED, PLAIN
+from lora_domains.tasks.number import GROUPED, PLAIN, number_in
 from lora_domains.tasks.rows import parsed
 
 Holds = Literal["nothing", "one value", "messages", "lists", "dates", "ids", "numbers",
@@ -42,9 +43,9 @@ DATE = re.compile(
 RATINGS, TRUTHS = ("label", "kto_tag", "kto_label", "desirable"), {"true", "false"}
 """Columns that say whether an answer is good, and what they then hold."""
 OWNER = re.compile(
-    r"(.*[\W_])?id|(patient(en|in)?|pat|person|subject|customer|client|user|author|thread|session"
-    r"|account|household|kunden?|pid|mrn|fall|case|conversation)"
-    r"[\W_]*(id|nr|no|num|number|nummer|key|code|name)?", re.IGNORECASE
+    r"(.*[\W_])?id[\W_]*|id[\W_].+|(patient(en|in)?|pat|person|subject|customer|client|user|author|thread|session"
+    r"|account|household|kunden?|pid|mrn|fall|case|conversation|vertrags?|contract)"
+    r"[\W_]*(id|nr|no|num|number|nummer|key|code|name)?[\W_]*", re.IGNORECASE
 )  # fmt: skip
 """Names of columns that say to whom a row belongs."""
 ATTRIBUTES = """
@@ -170,6 +171,14 @@ def check_rated(task: Task, given: Sequence[Row]) -> None:
         hint="Write pairs of answers to one prompt as columns prompt, chosen and rejected; or keep "
         "the rows with good answers and name their columns: --text COLUMN --label COLUMN",
     )  # fmt: skip
+
+
+def check_numbers(given: Sequence[Row], columns: Mapping[str, Column]) -> None:
+    """Raise the DataError of the first cell that is no number in the only column of numbers."""
+    numbers = [column.name for column in columns.values() if column.holds == "numbers"]
+    for row in given if len(numbers) == 1 else ():
+        with suppress(EmptyCell):
+            number_in(row, numbers[0])
 
 
 def told_by(texts: Sequence[str], values: Sequence[str] | Sequence[float]) -> float:

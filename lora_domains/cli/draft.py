@@ -166,7 +166,7 @@ def recipe(draft: Draft, name: str) -> str:
 
     body = [
         f"    name={_code(domain.name)},",
-        *why("text", "label", "positive"),
+        *why("task", "text", "label", "positive"),
         *_call("task", kind, _changed(domain.task)),
         *why("group", "cells", "split"),
         *_call("data", "Data", _changed(domain.data)),
@@ -196,7 +196,8 @@ def recipe(draft: Draft, name: str) -> str:
 
 def _comment(text: str) -> list[str]:
     """``text`` as comment lines; no line break in it ends the comment."""
-    return [f"    # {line}" for line in in_lines(" ".join(text.split()), WIDTH - 6)]
+    words = " ".join(text.split())
+    return [f"    # {line}" for line in in_lines(words, WIDTH - 6) if words]
 
 
 def _changed(value: Any) -> dict[str, Any]:

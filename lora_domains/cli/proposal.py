@@ -13,6 +13,7 @@ from pathlib import Path
 
 from lora_domains.cli.columns import (
     Column,
+    check_numbers,
     check_rated,
     columns_of,
     told_by,
@@ -33,6 +34,7 @@ from lora_domains.tasks import (
     Generation,
     LanguageModelling,
     MultipleChoice,
+    Number,
     Preference,
     Row,
     Task,
@@ -276,6 +278,8 @@ def _answered(
     if able and [*kinds] == [Chat]:
         best = max(answers or able.values(), key=lambda column: column.words * column.filled)
         return Chat(user=tuple(texts), assistant=best.name), f"{best.name}: {best.in_words}"
+    if Number in kinds:
+        check_numbers(given, able)
     if not columns and LanguageModelling in kinds:
         return LanguageModelling(), "none: the text itself is learned"
     if answer is not None or len(kinds) == 1:  # whose errors say what is missing

@@ -266,7 +266,7 @@ def answer_columns(tasks: Sequence[Task], suffix: str) -> list[str]:
     for task in tasks:
         labels = (task.labels or ()) if task.head or task.outputs == "classes" else ()
         answered |= {f"probability_{label}": None for label in labels}
-    one_of = any(task.outputs == "classes" and task.labels for task in tasks)
+    one_of = any(task.own_choices or (task.outputs == "classes" and task.labels) for task in tasks)
     named = ["prediction", *(["probability"] if one_of else [])]
     return [*named, *(["probabilities"] if answered and suffix == ".jsonl" else answered)]
 

@@ -13,7 +13,7 @@ from lora_domains.errors import DataError, UsageError
 from lora_domains.inference.batches import by_domain
 from lora_domains.inference.generation import generate, generate_in_batches
 from lora_domains.inference.likelihoods import choice_logprobs, head_scores
-from lora_domains.inference.scores import label_score, number_score, renormalise
+from lora_domains.inference.scores import comparable, label_score, number_score, renormalise
 from lora_domains.modeling.bank import Bank
 from lora_domains.modeling.batching import check_embedded, row_limit, tokenization_of
 from lora_domains.stats.thresholds import (
@@ -40,11 +40,14 @@ class Prediction:
     label: str
     probability: float
     probabilities: dict[str, float]
+    of_row: bool = False
+    """Whether other rows have other labels: candidates of their own."""
 
     @property
     def cells(self) -> dict[str, str | float]:
         """What a table holds of it: the label, its probability and those of all labels."""
-        chances = {f"probability_{label}": p for label, p in self.probabilities.items()}
+        known = {} if self.of_row else self.probabilities
+        chances = {f"probability_{label}": p for label, p in known.items()}
         return {"prediction": self.label, "probability": self.probability, **chances}
 
     @property
@@ -201,15 +204,18 @@ def predict_encoded(
                 texts = generate_in_batches(model, bank.base.tokenizer, examples, how)
                 return [_answer(task, text) for task, text in zip(of_rows, texts, strict=True)]
             else:
-                scores = choice_logprobs(model, examples, pad)
+                scores = [comparable(task, np.array(row), example) for task, row, example
+                          in zip(of_rows, choice_logprobs(model, examples, pad), examples,
+                                 strict=True)]  # fmt: skip
             limits = [(thresholds[domains[row]], refer_below[row]) for row in places]
             if how == "value":
                 return [float(number_score(float(row[0]), (), task.scale)["value"])
                         for task, row in zip(of_rows, scores, strict=True)]  # fmt: skip
             return [
                 _labels(task, row, limit) if task.outputs == "labels"
-                else _prediction(task, row, limit.get(""), below)
-                for task, row, (limit, below) in zip(of_rows, scores, limits, strict=True)
+                else _prediction(task, row, limit.get(""), below, _names(bank, task, example))
+                for task, row, (limit, below), example
+                in zip(of_rows, scores, limits, examples, strict=True)
             ]  # fmt: skip
 
         results = by_domain(bank, [domains[row] for row in rows], len(rows), run)
@@ -248,14 +254,22 @@ def _answer(task: Task, text: str) -> Labels | str:
     return Labels(tuple(named), {}, task.joined(named))
 
 
+def _names(bank: Bank, task: Task, example: EncodedExample) -> Sequence[str]:
+    """The labels of the task, or the candidates of the row."""
+    if not task.own_choices:
+        return task.labels or ()
+    return [bank.base.tokenizer.decode(choice).strip() for choice in example.choices]
+
+
 def _prediction(
-    task: Task, logprobs: np.ndarray, threshold: float | None, refer_below: float
-) -> Prediction:
-    labels = task.labels or ()
+    task: Task, logprobs: np.ndarray, threshold: float | None, refer_below: float,
+    labels: Sequence[str],
+) -> Prediction:  # fmt: skip
     shares = [float(p) for p in np.exp(renormalise(logprobs))]
     best = predicted_class(shares, task.positive_index, threshold)
     label = labels[best] if shares[best] >= refer_below else REFER
-    return Prediction(label, shares[best], dict(zip(labels, shares, strict=True)))
+    chances = dict(zip(labels, shares, strict=True))
+    return Prediction(label, shares[best], chances, of_row=task.own_choices)
 
 
 # ── Generated text ──────────────────────────────────────────────────────────────────────────────

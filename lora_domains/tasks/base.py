@@ -48,6 +48,8 @@ class Task(ABC):
     """Whether every answer is one of a fixed set of labels, shared by all rows, or several."""
     predictable: ClassVar[bool] = True
     """Whether rows without an answer can be predicted."""
+    own_choices: ClassVar[bool] = False
+    """Whether each row has candidate answers of its own."""
     converses: ClassVar[bool] = False
     """Whether an answer depends on several turns, rather than on one text."""
     renamed: ClassVar[Mapping[str, str]] = {}
@@ -244,8 +246,6 @@ class Task(ABC):
         answer = ALWAYS | {"number", "judge"} if self.scored_by == "text" else frozenset[str]()
         return answer | {"nats", "tokens"}
 
-    # ── Prediction and options ──────────────────────────────────────────────────────────────────
-
     def unlabelled(self, row: Row) -> Example:
         """The example of a row to predict, which needs no answer."""
         prompt, text = filled(self.template, row)
@@ -263,9 +263,9 @@ class Task(ABC):
         """Raise UsageError where rows of this kind cannot be predicted."""
         if not self.predictable:
             raise UsageError(
-                expected="a classification or generation domain",
+                expected="a kind of task that answers rows",
                 found=self.kind,
-                hint="Use generate() instead.",
+                hint="Serve it, or use generate() instead.",
             )
 
     def to_predict(self, text: str | Mapping[str, Any], number: int) -> Example:
@@ -281,7 +281,7 @@ class Task(ABC):
                 raise UsageError(
                     expected="rows with the columns " + ", ".join(columns),
                     found="a plain string",
-                    hint="Pass a dict for each row.",
+                    hint="Give the columns of each row, as a dict or as JSON.",
                 )
             text = {columns[0]: text}
         row = Row(text, "input", number, f"input {number}")

@@ -20,6 +20,7 @@ from lora_domains.tasks.messages import (
     Message,
     asking,
     beside,
+    choice_columns,
     continued,
     history_of,
     is_empty,
@@ -87,7 +88,7 @@ class Generation(TextTask):
     @classmethod
     def from_columns(cls, columns: Collection[str]) -> Self | None:
         text, answer = asking(columns, "question"), named(columns, "answer")
-        if not text or answer is None or named(columns, *CHOICES):
+        if not text or answer is None or named(columns, *CHOICES) or choice_columns(columns):
             return None
         return cls(text[0] if len(text) == 1 else text, answer)
 

@@ -8,6 +8,7 @@ write names of columns in different cases (``Instruction``, ``instruction``).
 import json
 import re
 from collections.abc import Collection, Mapping, Sequence
+from itertools import takewhile
 from typing import Any
 
 from lora_domains.errors import DataError, EmptyCell, listed
@@ -25,12 +26,15 @@ ANSWERS = ("output", "response", "completion", "answer")
 """Columns of a free answer."""
 CHOICES = ("choices", "options", "endings")
 """Columns of the candidate answers of a question."""
-EACH_CHOICE = (
-    ("A", "B", "C", "D"), ("opa", "opb", "opc", "opd"),
-    ("option_a", "option_b", "option_c", "option_d"),
+ASKED_BY = ("question", "prompt", "ctx", "frage")
+"""Columns of a question that has candidate answers."""
+EACH_CHOICE = re.compile(r"(op|opt|option|choice|)[\W_]*([a-z]|\d)", re.IGNORECASE)
+"""Names of columns of one candidate each, and their letter or number: ``A``, ``opa``, ``Option 1``.
+"""
+CORRECT = (
+    "answer", "answerKey", "answer_idx", "cop", "label", "correct", "correct_answer",
+    "correct answer", "correct_option", "correct option", "solution", "antwort",
 )  # fmt: skip
-"""Columns of one candidate each."""
-CORRECT = ("answer", "answerKey", "answer_idx", "cop", "label")
 """Columns that say which candidate is correct."""
 BESIDE = {
     "system": ("system", "system_prompt"), "history": ("history",), "tools": ("tools",),
@@ -73,6 +77,27 @@ def named(columns: Collection[str], *usual: str) -> str | None:
     names = {name.casefold(): name for name in columns}
     exact = (name if name in columns else names.get(name.casefold()) for name in usual)
     return next((name for name in exact if name is not None), None)
+
+
+def choice_columns(columns: Collection[str]) -> tuple[str, ...]:
+    """The columns of one candidate each, at least two of them, or three that are single letters:
+    all from ``A`` or 1 on; () where there are none."""
+    found: dict[str, dict[str, str]] = {}
+    for column in columns:
+        if match := EACH_CHOICE.fullmatch(column):
+            found.setdefault(match[1].casefold(), {})[match[2].casefold()] = column
+    for before, named_by in found.items():
+        for names in ("abcdefghij", "123456789"):
+            each = [named_by[name] for name in takewhile(named_by.__contains__, names)]
+            if len(each) >= (2 if before else 3) and (before or names[0] == "a"):
+                return tuple(each)
+    return ()
+
+
+def choice_name(column: str) -> str:
+    """The letter or number in the name of a column of one candidate; "" without."""
+    match = EACH_CHOICE.fullmatch(column)
+    return match[2].upper() if match else ""
 
 
 def asking(columns: Collection[str], *usual: str) -> tuple[str, ...]:

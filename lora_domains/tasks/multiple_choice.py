@@ -9,14 +9,16 @@ from lora_domains.errors import DataError, DomainError, EmptyCell
 from lora_domains.tasks.base import Task, register
 from lora_domains.tasks.generation import Chat
 from lora_domains.tasks.messages import (
+    ASKED_BY,
     BESIDE,
     CHOICES,
     CONVERSATIONS,
     CORRECT,
-    EACH_CHOICE,
     QUESTIONS,
     asking,
     beside,
+    choice_columns,
+    choice_name,
     named,
 )
 from lora_domains.tasks.rows import (
@@ -65,7 +67,7 @@ class MultipleChoice(Task):
     kind = "multiple_choice"
     loss_unit = "label cross-entropy"
     scored_by = "choices"
-    predictable = False
+    own_choices = True
     metric = "accuracy"
 
     @property
@@ -83,12 +85,9 @@ class MultipleChoice(Task):
 
     @classmethod
     def from_columns(cls, columns: Collection[str]) -> Self | None:
-        question, answer = named(columns, "question", "ctx"), named(columns, *CORRECT)
-        choices: str | tuple[str, ...] | None = named(columns, *CHOICES)
-        for names in EACH_CHOICE if choices is None else ():
-            each = tuple(filter(None, (named(columns, name) for name in names)))
-            choices = each if len(each) == len(names) else choices
-        if question is None or choices is None or answer is None:
+        question, answer = named(columns, *ASKED_BY), named(columns, *CORRECT)
+        choices: str | tuple[str, ...] | None = named(columns, *CHOICES) or choice_columns(columns)
+        if question is None or not choices or answer is None:
             return None
         return cls(question, choices, answer)
 
@@ -103,12 +102,15 @@ class MultipleChoice(Task):
         return user_turn(self.instruction or ASKED, f"{fill(prompt, row)}\n\n{listed}")
 
     def example(self, row: Row) -> Example:
-        texts, names = self._candidates(row)
-        choices = tuple(" " + text for text in texts)
-        target = self._target(row, texts, names)
+        asked = self.unlabelled(row)
+        target = self._target(row, *self._candidates(row))
+        return replace(asked, answer=asked.choices[target], target=target)
+
+    def unlabelled(self, row: Row) -> Example:
+        choices = tuple(" " + text for text in self._candidates(row)[0])
         prompt, text = filled(self.template, row)
         return Example(
-            row.id, prompt, choices[target], choices, target, place=row.place, text=text,
+            row.id, prompt, "", choices, place=row.place, text=text,
             literal=literal_text(self.template), messages=self.turns(row),
         )  # fmt: skip
 
@@ -119,11 +121,13 @@ class MultipleChoice(Task):
         """
         if not isinstance(self.choices, str):
             given = [text_of(row, column) for column in self.choices]
-            return [text.strip() for text in given], [_letter(n) for n in range(len(given))]
+            names = [choice_name(column) for column in self.choices]
+            by_order = [_letter(n) for n in range(len(given))]
+            return [text.strip() for text in given], by_order if "" in names else names
         raw = parsed(row.values.get(self.choices))
-        names: Sequence[object] = ()
+        names = []
         if isinstance(raw, Mapping) and isinstance(texts := parsed(raw.get("text")), list):
-            names, raw = parsed(raw.get("label", ())), texts  # as ARC has them
+            names, raw = [*parsed(raw.get("label", ()))], texts  # as ARC has them
         elif isinstance(raw, Mapping):
             names, raw = [*raw], [*raw.values()]
         if not isinstance(raw, list) or len(raw) < 2:
@@ -165,10 +169,15 @@ class MultipleChoice(Task):
             found.add(int(digits) - 1)
         if len(found) == 1:
             return found.pop()
+        where = f"{row.place}, column {self.answer!r}"
+        expected = f"the index (0 to {len(texts) - 1}), letter or text of the correct choice"
+        if not text and self.answer in row.values:
+            hint = "Fill the cell or delete the row (--drop-empty)."
+            raise EmptyCell(where=where, expected=expected, found="an empty cell", hint=hint)
         known = repr(value) if isinstance(value, int) else "something else"
         raise DataError(
-            where=f"{row.place}, column {self.answer!r}",
-            expected=f"the index (0 to {len(texts) - 1}), letter or text of the correct choice",
+            where=where,
+            expected=expected,
             found="the index of one choice and the text of another" if found else known,
             hint="Write the letter of the correct choice: A, B, …"
             if found

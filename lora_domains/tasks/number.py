@@ -24,6 +24,8 @@ PLAIN = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 GROUPED = re.compile(r"[+-]?((\d+(,\d+)?|[.,]\d+)([eE][+-]?\d+)?|[1-9]\d{0,2}(\.\d{3})+(,\d+)?)")
 """One with a decimal comma, and points between thousands. 1e3 and .5 have no other meaning;
 1.5 and 1.234e3 may have."""
+DOTTED = re.compile(r"[+-]?[1-9]\d{0,2}(\.\d{3})+")
+"""One with points that may be between thousands."""
 THOUSANDS = re.compile(r"[+-]?\d{1,3}(,\d{3})+")
 """One with commas that may be between thousands."""
 ENGLISH = re.compile(r"[+-]?\d{1,3}(,\d{3})+\.\d+")
@@ -118,7 +120,8 @@ class Number(TextTask):
 
         Commas are taken for decimal signs where one of them cannot stand between thousands.
         """
-        commas = any(_has_decimal_comma(row.values.get(label)) for row in rows)
+        points = _have_points_between_thousands([row.values.get(label) for row in rows])
+        commas = points or any(_has_decimal_comma(row.values.get(label)) for row in rows)
         task, values = cls(label=label, decimal="," if commas else "."), []
         for row in rows:
             try:
@@ -131,7 +134,8 @@ class Number(TextTask):
         whole = all(value.is_integer() for value in values)
         if distinct <= DISTINCT or (whole and distinct <= SHARE * len(values)):
             return None
-        signs = ", with decimal commas" if commas else ""
+        signs = ", with decimal commas" if commas and not points else ""
+        signs = ", with points between thousands" if points else signs
         return task, f"{label} holds {distinct} different numbers in {len(values)} rows{signs}"
 
     def example(self, row: Row) -> Example:
@@ -143,6 +147,17 @@ def _has_decimal_comma(cell: Any) -> bool:
     """Whether a cell is a number whose comma cannot be one between thousands."""
     text = (plain_text(cell) or "").strip()
     return bool("," in text and GROUPED.fullmatch(text)) and not THOUSANDS.fullmatch(text)
+
+
+def _have_points_between_thousands(cells: Sequence[object]) -> bool:
+    """Whether all ``cells`` with a point have three digits behind each, and others, whole numbers
+    below 1,000, are written without: 985 beside 1.015. With three decimals it would be 985.000."""
+    texts = [str(cell).strip() for cell in cells if isinstance(cell, str)]
+    pointed = [text for text in texts if "." in text]
+    whole = [text for text in texts if text and "." not in text]
+    return bool(pointed and whole) and all(map(DOTTED.fullmatch, pointed)) and all(
+        re.fullmatch(r"[+-]?\d{1,3}", text) for text in whole
+    )  # fmt: skip
 
 
 def number_in(row: Row, column: str, decimal: str = ".") -> float:

@@ -4,6 +4,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,12 @@ from conftest import make_rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.commands import run, write
+from support.models import QUIET, declared, model_in
 from support.scripts import script
 
 from lora_domains.analysis.learning_curve import (
     SEEDS,
+    _Measured,
     answer,
     extrapolated,
     learning_curve,
@@ -28,7 +31,8 @@ from lora_domains.domain import Domain, with_settings
 from lora_domains.errors import UsageError
 from lora_domains.evaluation.scorer import Part, Scorer
 from lora_domains.model import DomainModel
-from lora_domains.tasks import Classification, Example
+from lora_domains.tasks import Classification, Example, Preference
+from lora_domains.tokenization.encoded import EncodedRow
 
 curves = script("curves", "verdict")
 
@@ -232,3 +236,27 @@ def test_reports_that_cannot_be_written_are_refused_before_training(
     assert "a place that can be written" in shown.err
     assert "mails-learning-curve.json" in shown.err
     assert "training on" not in shown.out
+
+
+def test_few_shot_prompting_of_pairs_is_compared_with_the_base(
+    tmp_path: Path, tiny_base: Path
+) -> None:
+    words = ["red", "blue", "green", "stone", "river", "alpha", "beta", "win", "prize", "note"]
+    rows = [{"prompt": f"{one} {other}", "chosen": one, "rejected": other}
+            for one in words for other in words if one != other]  # fmt: skip
+    model = model_in(tmp_path, tiny_base)
+    dataset = model.dataset(declared(rows, "pairs", Preference(), retention="none"))
+    measured, found = _Measured(model, dataset, []), dataset.validation
+    assert measured.score("base", found, None) == 0.5
+    prompted = [
+        EncodedRow(row.example, replace(row.encoded, prompt=row.encoded.prompt[3:]))
+        for row in found
+    ]
+    scorer = Scorer(model.bank, QUIET)
+    shot, base = (
+        scorer.scores(Part("pairs", dataset.domain.task, rows), [None])[None]
+        for rows in (prompted, found)
+    )
+    won = [one["margin"] > other["margin"] for one, other in zip(shot, base, strict=True)]
+    assert 0 < np.mean(won) < 1
+    assert measured.score("4_shot", prompted, None) == np.mean(won)

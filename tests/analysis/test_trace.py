@@ -30,7 +30,14 @@ from lora_domains.modeling.bank import Bank
 from lora_domains.modeling.base import load_base
 from lora_domains.report.card import AdapterEntry, BaseRecord, Card
 from lora_domains.report.terminal import bar, signed_bar
-from lora_domains.tasks import Classification, Example, Generation, Row, task_record
+from lora_domains.tasks import (
+    Classification,
+    Example,
+    Generation,
+    MultiLabel,
+    Row,
+    task_record,
+)
 from lora_domains.tokenization.tokenization import Tokenization
 
 # Labels of several tokens with a common first token.
@@ -139,6 +146,15 @@ def test_generated_answers_of_adapter_and_base_are_compared(bank: Bank) -> None:
     bank.add(replace(bank["strong"], name="none", scales=dict.fromkeys(bank["strong"].scales, 0.0)))
     same = trace_example(bank, "none", task, example, Tokenization(bank.base.tokenizer, 128))
     assert (len(same.labels), same.layers) == (1, ())
+
+
+def test_several_labels_are_traced_as_the_text_that_is_generated(bank: Bank) -> None:
+    task = MultiLabel(labels=("spam", "ham"))
+    tokenization = Tokenization(bank.base.tokenizer, 128)
+    example = task.unlabelled(Row({"text": TEXT}, "input", 0, "input"))
+    traced = trace_example(bank, "strong", task, example, tokenization)
+    assert len(traced.labels) == len(traced.adapter)
+    assert traced.answer in traced.labels
 
 
 def test_the_layer_of_a_linear_follows_from_its_name() -> None:

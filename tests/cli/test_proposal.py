@@ -216,3 +216,16 @@ def test_conversations_as_json_in_a_table(tmp_path: Path) -> None:
                                              {"role": "assistant", "content": long(n, 2)}])}
             for n in range(60)]  # fmt: skip
     assert proposal(tmp_path, rows).domain.task == Chat(messages="dialogue")
+
+
+@pytest.mark.parametrize("name", ["Kunden-Nr.", "Patient No.", "Vertragsnr", "ID Kunde"])
+def test_whose_a_row_is_is_told_by_any_usual_name(name: str, tmp_path: Path) -> None:
+    rows = [{name: f"x{n // 3}", "text": long(n, 1), "label": "a" if n % 2 else "b"}
+            for n in range(90)]  # fmt: skip
+    assert proposal(tmp_path, rows).domain.data.group == name
+
+
+def test_a_cell_that_is_no_number_is_named(tmp_path: Path) -> None:
+    rows = [{"text": long(n, 1), "Price": "N/A" if n == 7 else f"{100 + n}.5"} for n in range(60)]
+    with pytest.raises(DataError, match=r"line 9, column 'Price': expected a finite number"):
+        proposal(tmp_path, rows)

@@ -86,9 +86,12 @@ def test_what_to_predict_is_a_text_or_a_row() -> None:
     with pytest.raises(UsageError, match="columns q, c"):
         task.to_predict("why", 0)
     assert Generation().to_predict("why", 0).prompt == "question: why\nanswer:"
-    for kind in (MultipleChoice(), LanguageModelling()):
-        with pytest.raises(UsageError, match=r"generate\(\) instead"):
-            kind.to_predict("why", 0)
+    with pytest.raises(UsageError, match=r"generate\(\) instead"):
+        LanguageModelling().to_predict("why", 0)
+    with pytest.raises(UsageError, match="columns question, choices"):
+        MultipleChoice().to_predict("why", 0)
+    asked = MultipleChoice().to_predict({"question": "why", "choices": ["so", "no"]}, 0)
+    assert (asked.choices, asked.target, asked.answer) == ((" so", " no"), -1, "")
 
 
 @pytest.mark.parametrize("task", [MultipleChoice(), Generation(), LanguageModelling()])

@@ -3,12 +3,15 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from conftest import make_rows
 from support.models import SUITE, declared, model_in
 
+from lora_domains.analysis.trace import trace
 from lora_domains.errors import UsageError
 from lora_domains.evaluation.baselines import SHOTS
+from lora_domains.inference.predict import Prediction
 from lora_domains.report.card import Card
 from lora_domains.report.report import rebuild
 from lora_domains.tasks import Generation, LanguageModelling, MultipleChoice, Task
@@ -55,5 +58,18 @@ def test_every_task_is_fitted_and_evaluated(kind: str, tiny_base: Path, tmp_path
         assert f"{SHOTS}_shot" in entry.domain_scores["token_f1"]["baselines"]
         assert isinstance(model.predict("red stone", domain="other")[0], str)
     if kind == "multiple_choice":
-        with pytest.raises(UsageError, match=r"generate\(\) instead"):
+        rows = made.data.test
+        assert isinstance(rows, list)
+        asked = [{"question": row["question"], "choices": row["choices"]} for row in rows]
+        answers = [answer for answer in model.predict(asked, domain="other")
+                   if isinstance(answer, Prediction)]  # fmt: skip
+        right = [answer.label == row["choices"][row["answer"]]
+                 for answer, row in zip(answers, rows, strict=True)]  # fmt: skip
+        assert np.mean(right) == pytest.approx(entry.domain_scores["accuracy"]["adapter"])
+        assert {*answers[0].probabilities} == {"red stone", "blue river"}
+        assert answers[0].cells.keys() == {"prediction", "probability"}
+        with pytest.raises(UsageError, match="columns question, choices"):
             model.predict("red stone", domain="other")
+        traced = trace(model, asked[0], "other")
+        assert traced.adapter == pytest.approx([*answers[0].probabilities.values()], abs=1e-4)
+        assert traced.answer == answers[0].label

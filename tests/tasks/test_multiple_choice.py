@@ -61,6 +61,11 @@ def test_the_column_of_the_question_may_have_another_name() -> None:
      (" w", " x", " y", " z"), 2),
     ({"Question": "q", "A": "w", "B": "x", "C": "y", "D": "z", "Answer": "D"},
      (" w", " x", " y", " z"), 3),
+    ({"prompt": "q", "A": "v", "B": "w", "C": "x", "D": "y", "E": "z", "answer": "E"},
+     (" v", " w", " x", " y", " z"), 4),
+    ({"question": "q", "option1": "w", "option2": "x", "answer": 1}, (" w", " x"), 0),
+    ({"question": "q", "Option A": "w", "Option B": "x", "Correct Answer": "b"}, (" w", " x"), 1),
+    ({"Frage": "q", "A": "w", "B": "x", "C": "y", "Antwort": "A"}, (" w", " x", " y"), 0),
     ({"ctx": "q", "endings": "['w', 'x']", "label": "1"}, (" w", " x"), 1),
 ])  # fmt: skip
 def test_questions_as_public_sets_have_them(
@@ -89,3 +94,9 @@ def test_a_missing_candidate_is_an_empty_cell() -> None:
     task = MultipleChoice(choices=("A", "B"))
     with pytest.raises(EmptyCell, match="column 'B'"):
         task.example(row(question="q", A="x", B=None, answer="A"))
+
+
+def test_a_missing_answer_is_an_empty_cell() -> None:
+    for cell in (None, "", " "):
+        with pytest.raises(EmptyCell, match="--drop-empty"):
+            MultipleChoice().example(row(question="q", choices=["x", "y"], answer=cell))

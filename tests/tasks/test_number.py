@@ -136,6 +136,25 @@ def test_decimal_commas_are_proposed_where_they_cannot_be_between_thousands() ->
 # ── The scale ───────────────────────────────────────────────────────────────────────────────────
 
 
+def test_points_between_thousands_are_told_from_decimal_ones() -> None:
+    def proposed(*cells: str) -> tuple[Number, str] | None:
+        return Number.from_cells([row(n, y=cell) for n, cell in enumerate(cells)], "y")
+
+    german = [f"{n:,}".replace(",", ".") for n in range(900, 1200, 7)]
+    found = proposed(*german)
+    assert found is not None
+    assert found[0].decimal == ","
+    assert "points between thousands" in found[1]
+    assert number_in(row(y="1.015"), "y", found[0].decimal) == 1015
+    for cells in (
+        [f"{n / 1000:.3f}" for n in range(900, 1200, 7)],
+        [f"{n / 7}" for n in range(40)],
+    ):
+        found = proposed(*cells)
+        assert found is not None
+        assert found[0].decimal == "."
+
+
 def test_the_scale_is_that_of_the_training_rows_alone() -> None:
     rows = rated(60)
     far = [{"text": f"{one['text']} river", "score": 9e6} for one in rows[:20]]

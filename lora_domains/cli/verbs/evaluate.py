@@ -201,7 +201,9 @@ def _check_errors_file(flags: argparse.Namespace, domain: Domain) -> None:
     path, task, where = Path(flags.errors), domain.task, f"--errors {flags.errors}"
     if task.scored_by == "likelihood" and task.outputs != "value":
         expected, found = "answers that are right or wrong", f"likelihoods of a {task.kind}"
-        hint = "Answers of a chat are generated with --generate."
+        hint = "A text alone has no right answer."
+        if task.converses:
+            hint = "Answers of a chat are generated with --generate."
     elif path.suffix.lower() not in (".csv", ".tsv", ".jsonl"):
         expected, found = "a file ending in .csv, .tsv or .jsonl", repr(path.suffix)
         hint = "For example --errors errors.csv"
@@ -233,6 +235,9 @@ def _write_errors(file: str, model: "DomainModel", dataset: "Dataset", folder: P
         answers = model.predict([row.values for row in mapped_rows], domain=domain.name)
         for one, row, answer in zip(wrong, mapped_rows, answers, strict=True):
             one |= {"adapter": answer, "true": task.example(row).answer.strip()}
+    if task.outputs == "value":  # which a table writes with its own decimal sign
+        wrong = [one | {who: float(one[who]) for who in ("adapter", "true", "base") if who in one}
+                 for one in wrong]  # fmt: skip
     block = [
         (rows[one["id"]].values, Wrong({WRITTEN[k]: v for k, v in one.items() if k in WRITTEN}))
         for one in wrong

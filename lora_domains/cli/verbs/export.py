@@ -221,7 +221,8 @@ def _untemplated(name: str, found: str) -> AdapterUnsupported:
         where=f"{name} for Ollama",
         expected="a chat template that renders one turn after the other",
         found=found,
-        hint="Write the GGUF file alone, which holds the template: --to gguf",
+        hint="Write the GGUF file alone (--to gguf); the adapter's README says how turns are "
+        "written.",
     )
 
 
