@@ -249,7 +249,7 @@ def test_few_shot_prompting_of_pairs_is_compared_with_the_base(
     measured, found = _Measured(model, dataset, []), dataset.validation
     assert measured.score("base", found, None) == 0.5
     prompted = [
-        EncodedRow(row.example, replace(row.encoded, prompt=row.encoded.prompt[3:]))
+        EncodedRow(row.example, replace(row.encoded, prompt=row.encoded.prompt[::-1]))
         for row in found
     ]
     scorer = Scorer(model.bank, QUIET)
