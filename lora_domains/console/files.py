@@ -28,7 +28,7 @@ from lora_domains.data.source import COMMAS, Dialect, file_of, runs
 from lora_domains.errors import DataError, EmptyCell, UsageError, did_you_mean, listed
 from lora_domains.tasks import Row, Task, plain_text
 from lora_domains.tasks.messages import columns_beside
-from lora_domains.tasks.rows import shown
+from lora_domains.tasks.rows import parsed, shown
 
 MOST_ERRORS = 10_000
 """Rows that cannot be answered whose errors are kept."""
@@ -148,7 +148,10 @@ class Questions:
             self.tasks[name] = task
         task = self.tasks[name]
         if self.plain:
-            task.to_predict(text := row.values["text"], row.number)
+            text = row.values["text"]
+            if len({*task.input_columns}) > 1 and isinstance(values := parsed(text), dict):
+                text = values  # a row as JSON
+            task.to_predict(text, row.number)
             return Question(row.values, text, name)
         values = {column: row.values.get(own) for column, own in self._named(task).items()}
         task.unlabelled(replace(row, values=values))

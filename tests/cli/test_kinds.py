@@ -226,3 +226,28 @@ def test_wrong_answers_of_each_kind_are_written(
         own = {name: str(cell) for name, cell in row.items() if name in rows[0]}
         assert own in [{name: str(cell) for name, cell in one.items()} for one in rows]
         assert row["adapter_answer"] != row["right_answer"]
+
+
+def test_questions_with_candidates_from_rows_to_answers(
+    tmp_path: Path, tiny_base: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    use_small_suite(monkeypatch)
+    monkeypatch.chdir(tmp_path)
+    rows = [{"Question": f"What follows {row['text']} {n}?", "Option A": "red", "Option B": "blue",
+             "Correct": "ab"[n % 2]} for n, row in enumerate(make_rows(60))]  # fmt: skip
+    train, where = write(tmp_path / "quiz.csv", rows), ("--base", str(tiny_base))
+    assert run("fit", train, "--epochs", "1", "--retention", "none", *FAST, *where) == 0
+    capsys.readouterr()
+    asked = json.dumps({name: rows[0][name] for name in ("Question", "Option A", "Option B")})
+    assert run("predict", "quiz", asked, *where) == 0
+    label, probability = capsys.readouterr().out.split()
+    assert label in ("red", "blue")
+    assert 0.5 <= float(probability) <= 1
+    assert run("predict", "quiz", "--input", train, "--output", "answers.csv", *where) == 0
+    with (tmp_path / "answers.csv").open(encoding="utf-8", newline="") as file:
+        answers = list(csv.DictReader(file))
+    assert [*answers[0]] == [*rows[0], "prediction", "probability"]
+    assert answers[0]["prediction"] == label
+    assert run("predict", "quiz", "What?", *where) == 2
+    assert "as JSON" in capsys.readouterr().err

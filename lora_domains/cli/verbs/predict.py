@@ -90,7 +90,8 @@ def add_verbs(verbs: Verbs) -> None:
     inputs = parser.add_argument_group("input")
     add_adapter_argument(inputs, nargs="?")
     add = inputs.add_argument
-    add("texts", nargs="*", metavar="TEXT", help="texts; default: --input")
+    add("texts", nargs="*", metavar="TEXT", help="texts, or rows as JSON "
+        "where several columns are read; default: --input")  # fmt: skip
     add("--input", metavar="FILE", help="rows to answer; default: -, the standard input")
     add("--text", metavar="COLUMN", help="column of the text, or several, if it has another name "
         "than in training")  # fmt: skip
