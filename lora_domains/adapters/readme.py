@@ -3,9 +3,10 @@
 import json
 import math
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from lora_domains.errors import UsageError
+from lora_domains.errors import DataError, UsageError
 from lora_domains.report.card import AdapterEntry, BaseRecord, Card
 from lora_domains.report.html import ASSETS
 from lora_domains.report.markdown import conclusion_of, escaped, measured
@@ -173,11 +174,15 @@ def _use(task: Task | None) -> str:
     """A call of ``model`` with the adapter ``name``; empty where its task is unknown."""
     if task is None:
         return ""
-    text: str | dict[str, str] = EXAMPLE
+    text: str | dict[str, str | list[str]] = EXAMPLE
     if not task.predictable:
         return f"model.generate({json.dumps(text)}, name, max_new_tokens=20)"
     try:
         task.to_predict(text, 0)
     except UsageError:  # its prompt has several columns
         text = dict.fromkeys(task.input_columns, EXAMPLE)
+        with suppress(DataError):
+            task.to_predict(text, 0)
+            return f"model.predict({json.dumps(text)}, name)"
+        text[task.input_columns[-1]] = ["first", "second"]  # candidates in one cell
     return f"model.predict({json.dumps(text)}, name)"
