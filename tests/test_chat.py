@@ -15,7 +15,7 @@ from support.models import QUIET, SUITE, declared, model_in, stopped_after
 from lora_domains.console import Display
 from lora_domains.dataset import reasoned
 from lora_domains.errors import ChatTemplateError, DataError, UsageError
-from lora_domains.evaluation.baselines import SHOTS, with_shots
+from lora_domains.evaluation.baselines import SHOTS, answered_turns, with_shots
 from lora_domains.evaluation.scorer import Part, Scorer, reference_of
 from lora_domains.inference.generation import generate
 from lora_domains.inference.predict import Prediction, task_of
@@ -303,6 +303,14 @@ def test_few_shot_examples_are_turns(chat_base: Path, tmp_path: Path) -> None:
             assert shown.endswith(
                 dataset.tokenization.tokenizer.decode(plain.encoded.prompt).removeprefix("<s>")
             )
+
+
+def test_an_example_begins_with_a_question() -> None:
+    """A greeting before it would become the end of the answer of the example before."""
+    roles = "system", "assistant", "user", "assistant"
+    turns = [{"role": role, "content": role} for role in roles]
+    example = Chat().example(Row({"messages": turns}, "train", 0, "here"))
+    assert [turn["role"] for turn in answered_turns(example)] == ["user", "assistant"]
 
 
 @pytest.mark.slow

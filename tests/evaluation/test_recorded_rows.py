@@ -7,7 +7,8 @@ import subprocess
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from conftest import make_rows
@@ -23,9 +24,9 @@ from lora_domains.data.identity import (
 from lora_domains.data.source import Data
 from lora_domains.domain import Domain, Gates, with_settings
 from lora_domains.errors import AdapterError
-from lora_domains.evaluation.verdict_run import Evaluated, declaration
+from lora_domains.evaluation.verdict_run import Evaluated, declaration, declared_by
 from lora_domains.model import DomainModel
-from lora_domains.probes.suite import Suite, embedded, quick
+from lora_domains.probes.suite import Suite, embedded, facts, load_suite, quick
 from lora_domains.report.card import AdapterEntry
 from lora_domains.tasks import Classification, Generation, MultipleChoice, Task
 from lora_domains.verdict.ledger import LEDGER, Standing
@@ -383,3 +384,17 @@ def test_the_ledger_of_an_older_version_is_refused(model: DomainModel, tmp_path:
     (tmp_path / ".looks.jsonl").write_text('{"look": 1}\n')
     with pytest.raises(AdapterError, match="one of an older version"):
         evaluate(model, declared(TRAIN, TEST), "a", out=str(tmp_path))
+
+
+def test_other_questions_in_a_file_of_one_name_are_a_change(
+    model: DomainModel, tmp_path: Path
+) -> None:
+    dataset, found = model.dataset(declared(TRAIN, TEST, positive="spam")), []
+    entry = cast(Any, SimpleNamespace(trained_elsewhere=False))
+    for answer in (0, 1):
+        rows = [{"question": f"q{n}", "choices": ["a", "b"], "answer": answer} for n in range(9)]
+        (tmp_path / "own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        suite = load_suite(tmp_path / "own.jsonl")
+        found.append(declared_by(dataset, suite, model.base, entry))
+    assert {key for key in found[0] if found[0][key] != found[1][key]} == {"questions of a file"}
+    assert "questions of a file" not in declared_by(dataset, facts(), model.base, entry)
