@@ -50,7 +50,7 @@ def compare_adapters(first: Path, second: Path) -> dict[str, Any]:
     """
     one, two = _Run(first), _Run(second)
     _check_comparable(one, two)
-    test, general, text = (_paired(one, two, kind) for kind in ("test", "general", "text"))
+    test, general = _paired(one, two, "test"), _paired(one, two, "general")
     metric, positive = metric_named(one.judged["metric"]), one.positive
     compared = {each.name: each.compare(test, positive=positive) for each in one.metrics}
     if compared.get(metric.name) is None:
@@ -61,7 +61,10 @@ def compare_adapters(first: Path, second: Path) -> dict[str, Any]:
             hint="Evaluate both again.",
         )
     known = {name: comparison for name, comparison in compared.items() if comparison is not None}
-    paired = replace(evidence_of(two.entry, []), items=ScoreTable([*test, *general, *text]))
+    paired = replace(evidence_of(two.entry, []), items=ScoreTable([*test, *general]))
+    if paired.knowledge == "masked tokens":
+        items = [*test, *_paired(one, two, "text")]
+        paired = replace(paired, items=ScoreTable(items))
     results = _judged(one, paired, known)
     pooled = METRICS["accuracy"].compare(general)
     return {
@@ -210,7 +213,7 @@ def _check_comparable(one: _Run, two: _Run) -> None:
 
 
 def _key(item: Mapping[str, Any]) -> tuple[Any, ...]:
-    return item.get("digest", item["id"]), item["target"], item.get("suite")
+    return item["digest"], item["target"], item.get("suite")
 
 
 def _ordered(one: _Run, two: _Run, kind: str = "test") -> ScoreTable:

@@ -43,8 +43,9 @@ DATE = re.compile(
 RATINGS, TRUTHS = ("label", "kto_tag", "kto_label", "desirable"), {"true", "false"}
 """Columns that say whether an answer is good, and what they then hold."""
 OWNER = re.compile(
-    r"(.*[\W_])?id[\W_]*|id[\W_].+|(patient(en|in)?|pat|person|subject|customer|client|user|author|thread|session"
-    r"|account|household|kunden?|pid|mrn|fall|case|conversation|vertrags?|contract)"
+    r"(.*[\W_])?id[\W_]*|id[\W_].+"
+    r"|(patient(en|in)?|pat|person|subject|customer|client|user|author|thread|session|account"
+    r"|household|kunden?|pid|mrn|fall|case|conversation|vertrags?|contract)"
     r"[\W_]*(id|nr|no|num|number|nummer|key|code|name)?[\W_]*", re.IGNORECASE
 )  # fmt: skip
 """Names of columns that say to whom a row belongs."""

@@ -272,7 +272,8 @@ def judge_calibration(evidence: Evidence, limit: float | None) -> GateResult | N
     what, n = "Expected calibration error", len(evidence.test)
     rule = "informs only" if limit is None else f"expected calibration error at most {limit:g}"
     level = SHOWN if limit is None else evidence.level
-    if not (found := evidence.calibration_at(level)):
+    found = evidence.calibration if limit is None else evidence.calibration_at(level)
+    if not found:
         fault = evidence.fault("adapter", evidence.test, ("confidence", "brier"), what)
         if fault is None or not (fault.diverged or limit):
             return None

@@ -223,6 +223,15 @@ def test_an_encoder_that_forgot_does_not_pass(tmp_path: Path) -> None:
     assert [one["verdict"] for one in found] == ["pass", "fail"]
 
 
+def test_general_texts_that_decide_nothing_may_differ(tmp_path: Path) -> None:
+    """As where a base wrote its texts anew between two evaluations."""
+    folders = []
+    for name, right in (("a", 0.7), ("b", 0.9)):
+        texts = [{**item, "digest": f"{name} {n}"} for n, item in enumerate(text(20))]
+        folders.append(save(tmp_path / name, [*drawn(right, 2), *texts]))
+    assert compare_adapters(*folders)["verdict"] == "pass"
+
+
 def test_other_test_rows_or_another_task_are_refused(tmp_path: Path) -> None:
     a, items = save(tmp_path / "a", drawn(0.7, 1)), drawn(0.9, 2)
     fewer = save(tmp_path / "fewer", items[1:])
