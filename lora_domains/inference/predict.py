@@ -3,7 +3,7 @@
 import contextvars
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -40,7 +40,7 @@ class Prediction:
     label: str
     probability: float
     probabilities: dict[str, float]
-    of_row: bool = False
+    of_row: bool = field(default=False, repr=False)
     """Whether other rows have other labels: candidates of their own."""
 
     @property

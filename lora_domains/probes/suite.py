@@ -132,6 +132,7 @@ class Suite:
             questions = [question for suite in self.parts for question in suite.questions()]
             if not self.parts:
                 questions = [(p, part, e) for p in self.probes for part, e in p.examples()]
+            if self.given:
                 texts = [(e.prompt, e.choices, e.answer) for _, _, e in questions]
                 self._content.append(sha256(json.dumps(texts).encode()).hexdigest())
             # Parts may have samples of their own.
@@ -145,8 +146,7 @@ class Suite:
     def content(self) -> list[str]:
         """sha256 over all questions of a user's files, one of each; they are read for it."""
         self.questions()
-        own = [*self._content] if self.given else []
-        return own + [digest for suite in self.parts for digest in suite.content()]
+        return [*self._content, *(one for suite in self.parts for one in suite.content())]
 
     def describe(self) -> str:
         """``facts (300 of 1,319 questions), instructions (all 1,180)``."""
