@@ -135,12 +135,13 @@ def messages_of(row: Row, column: str) -> list[dict[str, Any]]:
     Raises EmptyCell for none, DataError for what is no message.
     """
     where, value = f"{row.place}, column {column!r}", row.values.get(column)
+    nothing = EmptyCell(
+        where=where, expected="messages", found="none", hint="Delete the row (--drop-empty)."
+    )
     if is_empty(value):
         if not isinstance(value, list | tuple):
             text_of(row, column)  # raises
-        raise EmptyCell(
-            where=where, expected="messages", found="none", hint="Delete the row (--drop-empty)."
-        )
+        raise nothing
     stored: Any = _transcript(value) if isinstance(value, str) else None
     stored = parsed(value) if stored is None else stored
     if are_messages([stored]):
@@ -159,7 +160,10 @@ def messages_of(row: Row, column: str) -> list[dict[str, Any]]:
         )
     turns = [_message(one, f"{where}, message {n}") for n, one in enumerate(stored, 1)]
     # A system that says nothing is none: templates would write an empty turn, or a blank line.
-    return [turn for turn in turns if turn["role"] != "system" or turn["content"].strip()]
+    turns = [turn for turn in turns if turn["role"] != "system" or turn["content"].strip()]
+    if not turns:
+        raise nothing
+    return turns
 
 
 def _transcript(text: str) -> list[dict[str, str]] | None:
@@ -193,24 +197,24 @@ def history_of(row: Row, column: str) -> list[dict[str, Any]]:
 
 
 def _message(stored: Mapping[str, Any], where: str) -> dict[str, Any]:
-    named = _first(stored, "role", "from")
-    role = ROLES.get(named.strip().lower()) if isinstance(named, str) else None
+    given = _first(stored, "role", "from")
+    role = ROLES.get(given.strip().lower()) if isinstance(given, str) else None
     if role is None:
         raise DataError(
             where=where,
             expected="a role: " + listed(ROLES, 99),
-            found="another" if isinstance(named, str) else "none",
+            found="another" if isinstance(given, str) else "none",
             hint="Rename the role.",
         )
     content, calls = _first(stored, *CONTENTS), parsed(stored.get("tool_calls"))
-    if named in CALLS:  # as ShareGPT stores calls
+    if given in CALLS:  # as ShareGPT stores calls
         calls, content = parsed(content), None
     elif not is_null(stored.get("function_call")) and not calls:
         calls = parsed(stored["function_call"])
     calls = [calls] if calls and isinstance(calls, Mapping | str) else calls
     reasoning = _first(stored, *REASONING)
-    named = {"role", "from", *KEPT}
-    others = [key for key, part in stored.items() if key not in named and isinstance(part, str)]
+    known = {"role", "from", *KEPT}
+    others = [key for key, part in stored.items() if key not in known and isinstance(part, str)]
     if others and not (calls or reasoning or any(name in stored for name in CONTENTS)):
         raise DataError(
             where=where,

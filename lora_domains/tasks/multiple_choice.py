@@ -14,7 +14,6 @@ from lora_domains.tasks.messages import (
     CHOICES,
     CONVERSATIONS,
     CORRECT,
-    QUESTIONS,
     asking,
     beside,
     choice_columns,
@@ -252,7 +251,7 @@ class Preference(Task):
         if chosen is None or rejected is None:
             return None
         more: dict[str, Any] = beside(columns)
-        prompt = asking(columns, *QUESTIONS) or asking(columns, *CONVERSATIONS) or (None,)
+        prompt = asking(columns) or asking(columns, *CONVERSATIONS) or (None,)
         return cls(prompt[0] if len(prompt) == 1 else prompt, chosen, rejected, **more)
 
     def example(self, row: Row) -> Example:

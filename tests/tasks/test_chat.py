@@ -116,6 +116,16 @@ def test_a_conversation_that_does_not_repeat_the_question_is_refused() -> None:
         assert SECRET not in str(caught.value)
 
 
+def test_a_system_that_says_nothing_is_no_conversation() -> None:
+    silent = [{"role": "system", "content": " "}]
+    for task, values in (
+        (Chat(), {"messages": silent}),
+        (Chat(user="prompt", assistant="completion"), {"prompt": "why", "completion": silent}),
+    ):
+        with pytest.raises(EmptyCell):
+            task.example(row(**values))
+
+
 @pytest.mark.parametrize(
     ("turn", "key", "kept"),
     [
