@@ -47,18 +47,18 @@ def make_sentence_encoder(folder: Path, kind: str = "bert", **pooling: Any) -> P
 
 
 def make_tokenizer() -> Any:
-    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
     names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]",
              "sep_token": "[SEP]", "mask_token": "[MASK]"}  # fmt: skip
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    # Written out: WordPieceTrainer numbers the pieces of each process in another order.
+    letters = sorted(set(WORDS) - {" "})
+    pieces = [*names.values(), *letters, *(f"##{one}" for one in letters), *WORDS.split()]
+    vocabulary = {piece: i for i, piece in enumerate(dict.fromkeys(pieces))}
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    trainer = trainers.WordPieceTrainer(
-        vocab_size=300, special_tokens=list(names.values()), show_progress=False
-    )
-    tokenizer.train_from_iterator([WORDS] * 3, trainer)
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]",
         special_tokens=[(word, tokenizer.token_to_id(word)) for word in ("[CLS]", "[SEP]")],
