@@ -98,6 +98,8 @@ def merge(bank: Bank, name: str, dtype: str | torch.dtype | None = None) -> Merg
     # A stand-alone model is not frozen, as after `from_pretrained`.
     full.model.requires_grad_(True)
     full.model.generation_config = full.generation_config
+    if adapter.card and adapter.card.adapter.chat.get("template") == "plain":
+        full.tokenizer.chat_template = base.chat_template.source()
     record = {
         "schema": 1,
         "adapter": name,

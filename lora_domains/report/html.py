@@ -4,6 +4,7 @@ The page holds its styles and charts, loads nothing and runs nothing. It works i
 a phone, with a keyboard and with a screen reader. All text of a report is escaped.
 """
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,7 @@ def page(report: Report) -> str:
     }
     adapters = list(_adapters(report))
     chart, left_out = _scatter(adapters)
-    return environment.get_template("report.html").render(
+    written = environment.get_template("report.html").render(
         report=report,
         style=(ASSETS / "report.css").read_text(encoding="utf-8"),
         outcome=wording.outcome(report),
@@ -67,6 +68,7 @@ def page(report: Report) -> str:
         signs=wording.SIGNS,
         informs=wording.INFORMS,
     )
+    return re.sub(r"(?<=\d) %", "\N{NO-BREAK SPACE}%", written)
 
 
 # ── What the template shows of each adapter ─────────────────────────────────────────────────────

@@ -260,11 +260,17 @@ def matrix(
     }
 
 
+def _in_words(labels: Sequence[str]) -> str:
+    """Several labels as a sentence names them."""
+    return "; ".join(labels) or "none"
+
+
 def mistakes(
-    test: ScoreTable, labels: Sequence[str], show_text: bool, most: int | None = MISTAKES
-) -> list[dict[str, Any]]:
+    test: ScoreTable, labels: Sequence[str], show_text: bool, most: int | None = MISTAKES,
+    joined: Callable[[list[str]], str] = _in_words,
+) -> list[dict[str, Any]]:  # fmt: skip
     """The wrongly answered test rows, the worst first, at most ``most`` if that is not None; with
-    their text if ``show_text``.
+    their text if ``show_text``; several labels are ``joined``.
 
     Wrong labels and choices are worse the more confident they are, numbers the farther they are
     from the true one, and generated answers the lower their token F1. What is generated and the
@@ -276,7 +282,7 @@ def mistakes(
         return labels[number] if 0 <= number < len(labels) else f"choice {number + 1}"
 
     def labels_of(has: Sequence[float]) -> str:
-        return "; ".join(label for label, one in zip(labels, has, strict=True) if one) or "none"
+        return joined([label for label, one in zip(labels, has, strict=True) if one])
 
     def compared(item: Mapping[str, Any], true: Any, key: str, shown: Callable[[Any], str]) -> Row:
         base = item["scores"]["base"].get(key)

@@ -111,7 +111,7 @@ class ChatTemplate:
         return self._asked[thinking]
 
     def _differ(self, made: "ChatTemplate", other: "ChatTemplate") -> bool:
-        if not self.own or not any(switch in self._source(()) for switch in SWITCHES):
+        if not self.own or not any(switch in self.source() for switch in SWITCHES):
             return False
         asked = SAMPLE_TURNS[:1]
         try:
@@ -157,7 +157,7 @@ class ChatTemplate:
             spans.append((len(prompt), end))
             closed = answer.closed or place + 1 < len(messages)
         spliced = any(answer is not None and answer.spliced for answer in alone)
-        if alone and not spliced and GENERATION.search(self._source(tools)):
+        if alone and not spliced and GENERATION.search(self.source(tools)):
             return [self._marked(messages, tools, where, places)]
         found = [self._alone(answer, where) for answer in alone]
         return [*found, self._ended(ids, spans, closed)] if spans else found
@@ -201,7 +201,7 @@ class ChatTemplate:
         answer = self._answer(turns, (), "")
         if answer is not None:
             return answer
-        if not GENERATION.search(self._source(())):
+        if not GENERATION.search(self.source()):
             raise self._unstable(where)
         whole, ((start, end),) = self._marks(turns, (), where)
         specials = list(self._special.names.finditer(whole, start, end))
@@ -286,7 +286,7 @@ class ChatTemplate:
 
         (text,), (found,) = render_jinja_template(
             conversations=[[dict(message) for message in messages]], tools=list(tools) or None,
-            chat_template=self._source(tools), return_assistant_tokens_mask=True,
+            chat_template=self.source(tools), return_assistant_tokens_mask=True,
             **self.tokenizer.special_tokens_map, **self.options,
         )  # fmt: skip
         if not found:
@@ -350,7 +350,7 @@ class ChatTemplate:
 
         source = ""
         try:
-            source = self._source(tools)
+            source = self.source(tools)
             text: str = self.tokenizer.apply_chat_template(
                 [dict(message) for message in messages], tools=list(tools) or None,
                 chat_template=source, add_generation_prompt=prompt, tokenize=False,
@@ -370,7 +370,7 @@ class ChatTemplate:
             ) from None
         return text
 
-    def _source(self, tools: Sequence[Any]) -> str:
+    def source(self, tools: Sequence[Any] = ()) -> str:
         """The template's text, with a fixed date."""
         key = bool(tools)
         if key not in self._sources:

@@ -18,11 +18,13 @@ import pytest
 import torch
 from jinja2 import Environment
 from safetensors.torch import load_file, save_file
+from conftest import make_rows
 from support.adapters import assert_equal, save, strong, token_ids
 from support.commands import run
 from support.models import Fitted
 from support.peft_folders import peft_logits, peft_saved
 from tokenizers import Tokenizer
+from transformers import AutoTokenizer
 
 from lora_domains.adapters import merging
 from lora_domains.adapters.merging import export_gguf, export_gguf_adapter
@@ -337,6 +339,41 @@ def test_a_modelfile_renders_chats_as_the_template_does(model: DomainModel) -> N
     tokenizer.chat_template = LAST
     with pytest.raises(AdapterUnsupported, match="depend on each other"):
         conversation(tokenizer, "strong")
+
+
+@pytest.mark.slow
+def test_a_chat_on_a_base_without_a_template_is_exported_with_the_plain_one(
+    tiny_base: Path, tmp_path: Path, small_suite: None
+) -> None:
+    turns = [{"role": role, "content": f"{role} red"} for role in ("system", "user", "assistant")]
+    turns += [{"role": "user", "content": "blue"}]
+    chats = [{"messages": [{"role": "user", "content": row["text"]},
+                           {"role": "assistant", "content": row["label"]}]}
+             for row in make_rows(40)]  # fmt: skip
+    rows, base = tmp_path / "chats.jsonl", ("--base", str(tiny_base))
+    rows.write_text("\n".join(map(json.dumps, chats)))
+    fast = ("--max-steps", "1", "--retention", "none", "--out", str(tmp_path))
+    assert run("fit", str(rows), "--no-evaluate", *fast, *base) == 0
+    model = DomainModel.from_pretrained(tiny_base, display=Display(quiet=True))
+    expected = "<s>System: system red\nUser: user red\nAssistant: assistant red</s>\nUser: blue\n"
+    expected += "Assistant:"
+
+    def export(to: str) -> Path:
+        at = tmp_path / to
+        assert run("export", str(tmp_path / "chats"), "--to", to, "--out", str(at), *base) == 0
+        return at
+
+    said = {"tokenize": False, "add_generation_prompt": True}
+    merged = AutoTokenizer.from_pretrained(export("merged"))
+    assert merged.apply_chat_template(turns, **said) == expected
+    assert model.tokenizer.chat_template is None
+    at = export("vllm")
+    assert command(at)[-2:] == ["--chat-template", "./chat_template.jinja"]
+    template = (at / "chat_template.jinja").read_text()
+    assert model.tokenizer.apply_chat_template(turns, chat_template=template, **said) == expected
+    text = (export("ollama") / "Modelfile").read_text()
+    template = text.partition('TEMPLATE """')[2].rstrip().removesuffix('"""')
+    assert rendered(template, Messages=turns) == expected.removeprefix("<s>")
 
 
 # ── Against vLLM ────────────────────────────────────────────────────────────────────────────────

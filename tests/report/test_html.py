@@ -148,7 +148,8 @@ def test_a_chart_has_a_text_alternative_or_is_beside_its_figures(shown: Path) ->
     # Loss, risk, prevalence and precision (on test rows only: no threshold was tuned here).
     assert text.count('class="line line0"') == 5 * 3
     assert text.count('class="line line1"') == 3 * 3
-    assert text.count("Precision is 0.939 where 50 % of the rows are urgent") == 1
+    assert text.count("Precision is 0.939 where 50\N{NO-BREAK SPACE}% of the rows are urgent") == 1
+    assert not re.search(r"\d %", text)
 
 
 def test_the_verdict_comes_first(report: Report) -> None:

@@ -223,7 +223,7 @@ def _write_errors(file: str, model: "DomainModel", dataset: "Dataset", folder: P
     """
     domain, task = dataset.domain, dataset.domain.task
     items = ScoreTable(read_items(folder)).where("set", "test")
-    wrong = mistakes(items, task.labels or (), show_text=False, most=None)
+    wrong = mistakes(items, task.labels or (), show_text=False, most=None, joined=task.joined)
     errors = [one["error"] for one in wrong if "error" in one]
     wrong = [one for one in wrong if one.get("error", 1) > (fmean(errors) if errors else 0)]
     rows = {row.id: row for split in ("train", "test") if (source := getattr(domain.data, split))

@@ -36,6 +36,7 @@ TARGETS = {
 }
 """What export writes, by target."""
 SERVE = "serve.sh"
+TEMPLATE = "chat_template.jinja"
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """The values that vLLM takes for --max-lora-rank (vllm.config.lora.MaxLoRARanks, 0.33)."""
 
@@ -153,7 +154,8 @@ def modelfile(model: "DomainModel", name: str) -> str:
     stops = tokenizer.convert_ids_to_tokens(sorted(ends))
     lines += [f"PARAMETER stop {json.dumps(stop)}" for stop in sorted(stops)]
     if task.converses:
-        template, system = conversation(tokenizer, name, **template_of(base, task).options)
+        chat = template_of(base, task)
+        template, system = conversation(tokenizer, name, chat.source(), **chat.options)
         lines += [f"SYSTEM {_tripled(system)}"] if system else []
     elif len({*task.input_columns}) > 1:
         lines.append(f"# A prompt has several columns; give all of it: {json.dumps(task.template)}")
@@ -169,10 +171,12 @@ def modelfile(model: "DomainModel", name: str) -> str:
     return "\n".join([*lines, f"TEMPLATE {_tripled(template)}"])
 
 
-def conversation(tokenizer: Any, name: str, **options: bool) -> tuple[str, str]:
+def conversation(
+    tokenizer: Any, name: str, source: str | None = None, **options: bool
+) -> tuple[str, str]:
     """(the template of Ollama that renders chats as the tokenizer's own, its default system turn).
 
-    ``options`` are those of the tokenizer's template. Raises AdapterUnsupported where
+    ``source`` is another template than the tokenizer's, and ``options`` what it is told. Raises AdapterUnsupported where
     turns are not rendered one after the other.
     """
     from lora_domains.tokenization.tokenization import Tokenization
@@ -184,7 +188,7 @@ def conversation(tokenizer: Any, name: str, **options: bool) -> tuple[str, str]:
     def render(texts: Sequence[str], first: int = 0, prompt: bool = False) -> str:
         turns = [{"role": roles[first + n], "content": text} for n, text in enumerate(texts)]
         text = tokenizer.apply_chat_template(
-            turns, tokenize=False, add_generation_prompt=prompt, **options
+            turns, chat_template=source, tokenize=False, add_generation_prompt=prompt, **options
         )
         return str(text).removeprefix(begins)
 
@@ -201,17 +205,15 @@ def conversation(tokenizer: Any, name: str, **options: bool) -> tuple[str, str]:
         raise _untemplated(name, type(error).__name__) from error
     around = [(before_system, after_system), (before_user, after_user),
               (before_answer, after_answer)]  # fmt: skip
-    turns = [a + text + b for text, (a, b) in zip(texts, [*around, around[1]], strict=True)]
-    if whole != "".join(turns) + before_answer or default not in (
-        "", before_system + system + after_system
-    ):  # fmt: skip
+    turns = "".join(a + t + b for t, (a, b) in zip(texts, [*around, around[1]], strict=True))
+    if not whole.startswith(turns) or default not in ("", before_system + system + after_system):
         raise _untemplated(name, "turns that depend on each other")
     cases = [
         f'{{{{ if eq .Role "{role}" }}}}{_literal(a)}{{{{ .Content }}}}{_literal(b)}{{{{ end }}}}'
         for role, (a, b) in zip(roles, around, strict=False)
     ]
     return (
-        f"{{{{ range .Messages }}}}{''.join(cases)}{{{{ end }}}}{_literal(before_answer)}",
+        f"{{{{ range .Messages }}}}{''.join(cases)}{{{{ end }}}}{_literal(whole[len(turns):])}",
         system,
     )
 
@@ -269,6 +271,8 @@ def for_vllm(folders: Sequence[Path], out: Path, base: str | None, display: Disp
         "--max-lora-rank", str(next(most for most in RANKS if most >= rank)),
         "--lora-modules", *(f"{name}=./{name}" for name in names),
     ]  # fmt: skip
+    template = _plain_template(folders, *bases[folders[0]])
+    command += ["--chat-template", f"./{TEMPLATE}"] if template else []
     told = {json.dumps(options) for folder in folders if (options := _told(folder))}
     if len(told) == 1:
         command += ["--default-chat-template-kwargs", *told]
@@ -277,6 +281,8 @@ def for_vllm(folders: Sequence[Path], out: Path, base: str | None, display: Disp
             (fresh / name).mkdir()
             for file in (CONFIG, WEIGHTS):
                 shutil.copyfile(folder / file, fresh / name / file)
+        if template:
+            (fresh / TEMPLATE).write_text(template, encoding="utf-8")
         prompts = [line for folder in folders for line in _prompt(folder)]
         lines = [
             "#!/bin/sh",
@@ -337,6 +343,24 @@ def _prompt(folder: Path) -> list[str]:
 
 def _told(folder: Path) -> dict[str, bool]:
     """What the chat template was told in the training of an adapter; {} without a card."""
+    return chat_options(_chat(folder))
+
+
+def _plain_template(folders: Sequence[Path], path: str | None, revision: str | None) -> str | None:
+    """The template of adapters of chats whose base has none: vLLM would refuse to chat."""
+    if all(_chat(folder).get("template") != "plain" for folder in folders):
+        return None
+    from lora_domains.modeling.base_check import load_tokenizer
+    from lora_domains.modeling.checkpoint import find_checkpoint
+    from lora_domains.tokenization.chat_template import ChatTemplate
+
+    source = str(path or BASE_PATH)
+    checkpoint = find_checkpoint(source, revision, source)
+    return ChatTemplate(load_tokenizer(checkpoint, source, bidirectional=False)).source()
+
+
+def _chat(folder: Path) -> Mapping[str, str]:
+    """The entry ``chat`` of an adapter's card; {} without a card."""
     if not (folder / CARD).is_file():
         return {}
-    return chat_options(Card.read(folder, measured=False).adapter.chat)
+    return Card.read(folder, measured=False).adapter.chat
