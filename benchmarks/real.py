@@ -117,6 +117,13 @@ def device() -> str:
     return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
 
 
+def keep(out: Path, key: str, found: dict[str, Any]) -> None:
+    """Store a run beside those that ``out`` has by now: others may write there too."""
+    stored = json.loads(out.read_text(encoding="utf-8")) if out.exists() else {}
+    out.write_text(json.dumps(stored | {key: found}, indent=1) + "\n", encoding="utf-8")
+    print(table({key: found}).splitlines()[-1], flush=True)
+
+
 def table(results: dict[str, dict[str, Any]]) -> str:
     """The results as a Markdown table."""
     head = ("rows", "model", "read, tested", "metric", "base", "best baseline", "adapter",
@@ -156,18 +163,15 @@ def main() -> None:
     add("--out", type=Path, default=RESULTS, help="the file of the results")
     add("--table", action="store_true", help="print the stored results as a table")
     flags, more = parser.parse_known_args()
-    stored = json.loads(flags.out.read_text()) if flags.out.exists() else {}
     if flags.table:
-        print(table(stored))
+        print(table(json.loads(flags.out.read_text(encoding="utf-8"))))
         return
     where = device()
     if flags.adapter is not None:
         if flags.seconds is None or len(flags.only) != 1:
             parser.error("--adapter needs --seconds and one run in --only")
         (name,), card = flags.only, Card.read(flags.adapter)
-        stored[name] = figures(RUNS[name], more, card, flags.seconds)
-        flags.out.write_text(json.dumps(stored, indent=1) + "\n", encoding="utf-8")
-        print(table({name: stored[name]}).splitlines()[-1])
+        keep(flags.out, name, figures(RUNS[name], more, card, flags.seconds))
         return
     if flags.rows is None or flags.bases is None:
         parser.error("--rows and --bases are required")
@@ -182,10 +186,7 @@ def main() -> None:
             except RuntimeError as error:
                 print(f"{name}: {error}", file=sys.stderr, flush=True)
                 continue
-            key = name if where == "cpu" else f"{name} on {where}"
-            stored[key] = found
-            flags.out.write_text(json.dumps(stored, indent=1) + "\n", encoding="utf-8")
-            print(table({key: found}).splitlines()[-1], flush=True)
+            keep(flags.out, name if where == "cpu" else f"{name} on {where}", found)
 
 
 if __name__ == "__main__":

@@ -16,9 +16,9 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import make_rows
 from jinja2 import Environment
 from safetensors.torch import load_file, save_file
-from conftest import make_rows
 from support.adapters import assert_equal, save, strong, token_ids
 from support.commands import run
 from support.models import Fitted

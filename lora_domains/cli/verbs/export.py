@@ -176,8 +176,8 @@ def conversation(
 ) -> tuple[str, str]:
     """(the template of Ollama that renders chats as the tokenizer's own, its default system turn).
 
-    ``source`` is another template than the tokenizer's, and ``options`` what it is told. Raises AdapterUnsupported where
-    turns are not rendered one after the other.
+    ``source`` is another template than the tokenizer's, and ``options`` what it is told. Raises
+    AdapterUnsupported where turns are not rendered one after the other.
     """
     from lora_domains.tokenization.tokenization import Tokenization
 
@@ -213,7 +213,7 @@ def conversation(
         for role, (a, b) in zip(roles, around, strict=False)
     ]
     return (
-        f"{{{{ range .Messages }}}}{''.join(cases)}{{{{ end }}}}{_literal(whole[len(turns):])}",
+        f"{{{{ range .Messages }}}}{''.join(cases)}{{{{ end }}}}{_literal(whole[len(turns) :])}",
         system,
     )
 
