@@ -28,7 +28,7 @@ from lora_domains.verdict.rules import (
     verdict,
 )
 from lora_domains.verdict.scores import Metric, ScoreTable
-from lora_domains.verdict.side_effects import harmed_suite, masked_retention, retention
+from lora_domains.verdict.side_effects import harmed_suite, masked_nats, masked_retention, retention
 from lora_domains.verdict.summary import comparison_fields, over_seeds
 
 FLOORS = ("recall", "precision")
@@ -120,7 +120,7 @@ def _kept_general(one: "_Run", paired: Evidence) -> GateResult:
     """B knows as much as A does, within the margin of A's gates, by what tells it of the base."""
     margin = one.entry.settings["gates"]["retention"]
     if paired.knowledge == "masked tokens":
-        nats = paired.compared(METRICS["nats_per_token"], paired.text)
+        nats = masked_nats(paired, margin)
         if isinstance(nats, Fault):
             return nats.result("retention", "general knowledge is kept", -margin)
         return masked_retention(nats, margin, one.name)

@@ -27,6 +27,7 @@ from lora_domains.verdict.rules import (
     shown,
     unmeasured,
 )
+from lora_domains.verdict.scores import Item, ScoreTable
 
 # ── General knowledge ───────────────────────────────────────────────────────────────────────────
 
@@ -57,7 +58,8 @@ def masked_retention(nats: Comparison, share: float, rival: str = "the base") ->
     """An encoder's general knowledge is kept: nats per masked token rise by at most ``share``.
 
     ``nats`` compares base, or another ``rival``, and adapter on general text. The margin is a share
-    of the base's nats, so that it means the same for a small vocabulary and a large one.
+    of the base's nats, so that it means the same for a small vocabulary and a large one; bounds of
+    ``masked_nats`` know that it varies with the texts.
     """
     margin = share * nats.base
     rule = f"nats per masked token of general text at most {100 * share:g} % above {rival}"
@@ -75,12 +77,37 @@ NO_MASKED_TOKENS = "The base has no masked-token head, so its general knowledge 
 NO_KL = "The base has no masked-token head, so there is no KL; linear probes measure what it knows."
 
 
+def masked_nats(evidence: Evidence, share: float) -> Comparison | Fault:
+    """Nats per masked token before and after, which may rise by ``share`` of those before.
+
+    That margin is known from the same texts as the rise, and no better: nats before are spread
+    about their mean by ``share``, so that the bounds are those of the rise less its margin.
+    """
+    metric = METRICS["nats_per_token"]
+    compared = evidence.compared(metric, evidence.text)
+    if isinstance(compared, Fault):
+        return compared
+    items: list[Item] = []
+    for item in evidence.text:
+        scores = item["scores"]
+        before = scores["base"]
+        above = before["nats"] - compared.base * before["tokens"]
+        spread = {**before, "nats": before["nats"] + share * above}
+        items.append({**item, "scores": {**scores, "base": spread}})
+    table = ScoreTable(items)
+    bounds = metric.compare(table, "base", "adapter", None, evidence.level)
+    return replace(compared, lower=bounds.lower, upper=bounds.upper) if bounds else compared
+
+
 def judge_retention(evidence: Evidence, margin: float) -> GateResult | None:
     if evidence.knowledge == "nothing":
         return not_applicable("retention", "general knowledge is kept", margin, NO_MASKED_TOKENS)
     masked = evidence.knowledge == "masked tokens"
-    metric = METRICS["nats_per_token" if masked else "accuracy"]
-    compared = evidence.compared(metric, evidence.text if masked else evidence.general)
+    compared = (
+        masked_nats(evidence, margin)
+        if masked
+        else evidence.compared(METRICS["accuracy"], evidence.general)
+    )
     if isinstance(compared, Fault):
         return compared.result("retention", "general knowledge is kept", -margin)
     if masked:

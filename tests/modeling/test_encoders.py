@@ -41,7 +41,7 @@ from lora_domains.verdict.evidence import Evidence
 from lora_domains.verdict.metrics import METRICS
 from lora_domains.verdict.rules import not_applicable, verdict
 from lora_domains.verdict.scores import ScoreTable
-from lora_domains.verdict.side_effects import masked_retention
+from lora_domains.verdict.side_effects import judge_retention, masked_retention
 from lora_domains.verdict.summary import summarise
 
 TOKENIZER = make_tokenizer()
@@ -218,6 +218,31 @@ def test_retention_of_an_encoder_is_the_rise_of_its_nats() -> None:
         assert "a rise of 3 % is allowed" in gate.why
     few = masked_retention(compare_means(base[:6], base[:6] + [0.3, -0.3] * 3, None, False), 0.03)
     assert few.verdict == "inconclusive"
+
+
+def masked_texts(before: np.ndarray, after: np.ndarray) -> Evidence:
+    """Texts of ten masked tokens, with these nats for each."""
+    items = [{"set": "text", "id": f"text:{i}", "scores": {
+        who: {"nats": 10 * nats, "tokens": 10} for who, nats in (("base", b), ("adapter", a))
+    }} for i, (b, a) in enumerate(zip(before, after, strict=True))]  # fmt: skip
+    return Evidence(ScoreTable(items), METRICS["accuracy"], knowledge="masked tokens")
+
+
+@pytest.mark.parametrize("alike", [True, False])
+def test_a_rise_at_the_margin_of_other_texts_rarely_passes(alike: bool) -> None:
+    """A rise of 3 % of the nats of all texts, of which the gate sees a few hundred.
+
+    Where the rise is ``alike`` on every text, only what the margin is taken from varies.
+    """
+    random, share, passed = np.random.default_rng(0), 0.03, 0
+    for _ in range(400):
+        before = random.gamma(4, 0.5, 300)  # 2 nats on average
+        rise = share * 2.0 if alike else share * before * random.gamma(1, 1, 300)
+        found = judge_retention(masked_texts(before, before + rise), share)
+        assert found is not None
+        passed += found.verdict == "pass"
+        assert found.threshold == pytest.approx(share * before.mean())
+    assert passed <= 400 * 0.05 + 3 * np.sqrt(400 * 0.05 * 0.95)
 
 
 def test_a_gate_that_is_not_applicable_does_not_decide() -> None:
