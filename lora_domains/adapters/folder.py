@@ -113,17 +113,20 @@ def check_one_base(
     """Raise AdapterMismatch where the cards of adapters are of several bases.
 
     Its hint has, after the ``advice``, the ``command`` for the adapters of each base. An adapter
-    that was not trained here is not known to be of another one.
+    that was not trained here is not known to be of another one than those, and goes with the ones
+    of the base on which it was evaluated.
     """
     ours: dict[str, list[Path]] = {}
     bases: dict[str, str] = {}
-    for folder in folders:
-        card = Card.read(folder, measured=False) if (folder / CARD).is_file() else None
-        if card is not None and not card.adapter.trained_elsewhere:
-            ours.setdefault(card.base.identity, []).append(folder)
-            bases[card.base.identity] = card.base.id
-    if len(ours) < 2:
+    cards = {folder: Card.read(folder, measured=False) for folder in folders
+             if (folder / CARD).is_file()}  # fmt: skip
+    trained_here = {card.base.identity for card in cards.values()
+                    if not card.adapter.trained_elsewhere}  # fmt: skip
+    if len(trained_here) < 2:
         return
+    for folder, card in cards.items():
+        ours.setdefault(card.base.identity, []).append(folder)
+        bases[card.base.identity] = card.base.id
     if len({*bases.values()}) < len(bases):
         bases = {identity: f"{name} ({identity[:12]})" for identity, name in bases.items()}
     found = [f"{listed(map(adapter_name, own), 5)} of {bases[key]}" for key, own in ours.items()]

@@ -15,7 +15,7 @@ import numpy as np
 
 from lora_domains.data.source import file_of
 from lora_domains.errors import DataError, EmptyCell
-from lora_domains.tasks import Row, Task, is_null, plain_text
+from lora_domains.tasks import Chat, Generation, Number, Preference, Row, Task, is_null, plain_text
 from lora_domains.tasks.classification import USUAL_LABELS
 from lora_domains.tasks.messages import are_messages
 from lora_domains.tasks.number import GROUPED, PLAIN, number_in
@@ -152,12 +152,15 @@ def without_header(columns: Mapping[str, Column]) -> bool:
 
 
 def check_rated(task: Task, given: Sequence[Row]) -> None:
-    """Raise DataError where a column that ``task`` does not read says that some answers are bad:
-    rated ones (KTO), or the rejected ones of pairs."""
+    """Raise DataError where a column says that some answers are bad, and ``task`` would learn them:
+    rated ones (KTO), or the rejected ones of pairs, but for those chosen over them."""
     if not given or task.beta is not None or not (task.converses or task.scored_by == "text"):
         return
     others = [name for name in given[0].values if name not in task.columns]
-    rejected = [name for name in others if name.casefold().startswith("rejected")]
+    pairs = Preference.from_columns([*given[0].values])
+    if pairs is not None and task.answer_column == pairs.chosen:
+        return
+    rejected = [name for name in given[0].values if name.casefold().startswith("rejected")]
     cells = {name: {(plain_text(row.values.get(name)) or "").casefold() for row in given}
              for name in others if name.casefold() in RATINGS}  # fmt: skip
     rated = [name for name, held in cells.items() if held & TRUTHS and held <= TRUTHS | {""}]
@@ -167,19 +170,60 @@ def check_rated(task: Task, given: Sequence[Row]) -> None:
         where=file_of(given[0].place),
         expected="answers that are all to be learned, or pairs of a chosen and a rejected one",
         found=f"a column {(rejected or rated)[0]!r} " + (
-            "of rejected answers without chosen ones" if rejected
+            "of rejected answers" if rejected
             else "that says which answers are good"),
-        hint="Write pairs of answers to one prompt as columns prompt, chosen and rejected; or keep "
-        "the rows with good answers and name their columns: --text COLUMN --label COLUMN",
+        hint="Write pairs of answers to one prompt as columns prompt, chosen and rejected "
+        "(--task preference); or keep the rows with good answers and name their columns: "
+        "--text COLUMN --label COLUMN",
     )  # fmt: skip
 
 
-def check_numbers(given: Sequence[Row], columns: Mapping[str, Column]) -> None:
+def learned(pairs: Preference | None, task: str | None) -> Task | None:
+    """A chat or generation that learns the chosen answers of ``pairs``; None for others."""
+    if pairs is None or task not in (Chat.kind, Generation.kind):
+        return None
+    if task == Chat.kind:
+        return pairs.conversation(pairs.chosen)
+    return Generation(text=pairs.prompt, answer=pairs.chosen) if pairs.prompt else None
+
+
+def from_cells(
+    kind: type[Task], given: Sequence[Row], label: str, decimal: str | None
+) -> tuple[Task, str] | None:
+    """The task of ``kind`` for such labels, numbers with that ``decimal`` sign; and why."""
+    told = kind is Number and decimal
+    return Number.from_cells(given, label, decimal) if told else kind.from_cells(given, label)
+
+
+def check_numbers(given: Sequence[Row], columns: Mapping[str, Column], decimal: str | None) -> None:
     """Raise the DataError of the first cell that is no number in the only column of numbers."""
     numbers = [column.name for column in columns.values() if column.holds == "numbers"]
     for row in given if len(numbers) == 1 else ():
         with suppress(EmptyCell):
-            number_in(row, numbers[0])
+            number_in(row, numbers[0], decimal or ".")
+
+
+def told(task: Task, given: Sequence[Row]) -> float:
+    """How far the texts of ``given`` tell its answers (``told_by``); of several labels, whether the
+    most frequent one is among them."""
+    rows = [row for row in given if any(plain_text(row.values.get(c)) for c in task.input_columns)]
+    texts = [" ".join(plain_text(row.values.get(c)) or "" for c in task.input_columns)
+             for row in rows]  # fmt: skip
+    if task.outputs == "value":
+        return told_by(texts, [_number(task, row) for row in rows])
+    labels = [task.row_labels(row) for row in rows]
+    if task.outputs == "labels":
+        ((most, _),) = Counter(label for several in labels for label in several).most_common(1)
+        return told_by(texts, [str(most in several) for several in labels])
+    return told_by(texts, [one[0] if one else "" for one in labels])
+
+
+def _number(task: Task, row: Row) -> float:
+    """The number of a row, 0 where it has none."""
+    try:
+        return task.example(row).truth[0]
+    except DataError:
+        return 0.0
 
 
 def told_by(texts: Sequence[str], values: Sequence[str] | Sequence[float]) -> float:

@@ -16,7 +16,9 @@ from lora_domains.cli.columns import (
     check_numbers,
     check_rated,
     columns_of,
-    told_by,
+    from_cells,
+    learned,
+    told,
     without_header,
 )
 from lora_domains.cli.flags import columns as columns_named
@@ -39,7 +41,6 @@ from lora_domains.tasks import (
     Row,
     Task,
     merged,
-    plain_text,
     shown,
 )
 from lora_domains.tasks.messages import ANSWERS, asking, named
@@ -123,7 +124,8 @@ def _task(
             where="--head",
             expected="labels or numbers, which a head predicts",
             found=f"rows of a {_name(task)}: columns {listed(columns)}",
-            hint="Leave --head out, or name the columns: --text COLUMN --label COLUMN",
+            hint="Name the columns of the text and of labels or numbers (--text COLUMN --label "
+            "COLUMN); answers in words need a causal base, without --head.",
         )
     return task, {"task": why} if why else {}
 
@@ -143,16 +145,19 @@ def _by_names(
     It is of the kind of --task, or of one whose first rows have such labels or such columns.
     """
     kinds = [KINDS[flags.task]] if flags.task else _kinds_with(flags)
-    pairs = Preference.from_columns(columns) if Preference in kinds and not flags.head else None
-    if pairs is not None and flags.label in (None, pairs.chosen):
-        if flags.text:
-            pairs = pairs.with_options(text=columns_named(flags.text, Data(flags.train)))
+    pairs = None if flags.head else Preference.from_columns(columns)
+    if pairs is not None and flags.text:
+        pairs = pairs.with_options(text=columns_named(flags.text, Data(flags.train)))
+    chosen = None if flags.label else learned(pairs, flags.task)
+    if chosen is not None:
+        return chosen, ""
+    if pairs is not None and Preference in kinds and flags.label in (None, pairs.chosen):
         why = "preference, by the columns of the rows; --task names another"
         return pairs, "" if flags.task else why
     labels = [flags.label] if flags.label else [name for name in LABELS if name in columns]
     known, flagged = bool(labels and (flags.text or "text" in columns)), flags.text or flags.label
     for label, kind in product(labels if known else (), kinds):
-        if (of_cells := kind.from_cells(given, label)) is not None:
+        if (of_cells := from_cells(kind, given, label, flags.decimal)) is not None:
             why = f"{_name(kind)}, as {of_cells[1]}; --task names another"
             return of_cells[0], "" if flags.task else why
     only = _on(kinds[0], labels) if len(kinds) == 1 and not flags.task else None
@@ -206,7 +211,7 @@ def _by_contents(
     known = columns_named(text, Data(flags.train)) if isinstance(text, str) and flags.text else text
     parts = (known,) if isinstance(known, str) else known
     left = {name: column for name, column in columns.items() if name not in parts}
-    task, why_answer = _answered(kinds, given, left, parts, answer)
+    task, why_answer = _answered(kinds, given, left, parts, answer, flags.decimal)
     task = task.with_options(text=known)
     second = columns.get(task.answer_column or "")
     if not (flags.text or answer) and second is not None and second.holds == "free text":
@@ -260,7 +265,7 @@ def _text(
 
 def _answered(
     kinds: Sequence[type[Task]], given: Sequence[Row], columns: Mapping[str, Column],
-    texts: Sequence[str], answer: str | None,
+    texts: Sequence[str], answer: str | None, decimal: str | None,
 ) -> tuple[Task, str]:  # fmt: skip
     """The task for the column of labels, numbers or answers among ``columns``, and why it is it.
 
@@ -268,7 +273,7 @@ def _answered(
     """
     able = columns if answer is None else {answer: columns[answer]} if answer in columns else {}
     possible = {name: task for name, column in able.items()
-                if (task := _labelled(kinds, given, column)) is not None}  # fmt: skip
+                if (task := _labelled(kinds, given, column, decimal)) is not None}  # fmt: skip
     if possible:
         return _told_best(possible, given, columns, texts)
     answers = [column for column in able.values() if column.holds == "free text"]
@@ -279,7 +284,7 @@ def _answered(
         best = max(answers or able.values(), key=lambda column: column.words * column.filled)
         return Chat(user=tuple(texts), assistant=best.name), f"{best.name}: {best.in_words}"
     if Number in kinds:
-        check_numbers(given, able)
+        check_numbers(given, able, decimal)
     if not columns and LanguageModelling in kinds:
         return LanguageModelling(), "none: the text itself is learned"
     if answer is not None or len(kinds) == 1:  # whose errors say what is missing
@@ -288,12 +293,14 @@ def _answered(
     raise _undecided(given, columns, "a column of labels, numbers or answers", "--label COLUMN")
 
 
-def _labelled(kinds: Sequence[type[Task]], given: Sequence[Row], column: Column) -> Task | None:
+def _labelled(
+    kinds: Sequence[type[Task]], given: Sequence[Row], column: Column, decimal: str | None
+) -> Task | None:
     """The task whose labels or numbers a column holds; None where it holds neither."""
     if column.repeats or column.holds not in ("categories", "numbers", "lists", "names"):
         return None
     for kind in kinds:
-        if (of_cells := kind.from_cells(given[:FEWEST_READ], column.name)) is not None:
+        if (of_cells := from_cells(kind, given[:FEWEST_READ], column.name, decimal)) is not None:
             return of_cells[0]
     able = column.holds == "categories" and Classification in kinds
     return Classification(label=column.name) if able else None
@@ -307,42 +314,19 @@ def _told_best(
     if len(possible) == 1:
         (name, task), *_ = possible.items()
         return task, f"{name}: {columns[name].in_words}, the only column of answers"
-    told = {name: _told(task.with_options(text=tuple(texts)), given)
+    shares = {name: told(task.with_options(text=tuple(texts)), given)
             for name, task in [*possible.items()][-MOST_TRIED:]}  # fmt: skip
 
     def rank(name: str) -> float:
         # Nobody writes several labels into a cell by chance.
         several = possible[name].outputs == "labels"
-        return -round(told[name] + columns[name].standing + 0.4 * several, 2)
+        return -round(shares[name] + columns[name].standing + 0.4 * several, 2)
 
-    best, *others = sorted(reversed(told), key=rank)  # noqa: C414 - the later of equals comes first
-    hardly = "" if told[best] >= HARDLY else "hardly "
+    best, *others = sorted(reversed(shares), key=rank)  # noqa: C414 - the later of equals comes first
+    hardly = "" if shares[best] >= HARDLY else "hardly "
     why = f"{columns[best].in_words}, which the words of the text {hardly}predict"
-    why += f" (kappa {told[best]:.2f}); other candidates: {listed(others, 3)}"
+    why += f" (kappa {shares[best]:.2f}); other candidates: {listed(others, 3)}"
     return possible[best], f"{best}: {why}"
-
-
-def _told(task: Task, given: Sequence[Row]) -> float:
-    """How far the texts of ``given`` tell its answers (``told_by``); of several labels, whether the
-    most frequent one is among them."""
-    rows = [row for row in given if any(plain_text(row.values.get(c)) for c in task.input_columns)]
-    texts = [" ".join(plain_text(row.values.get(c)) or "" for c in task.input_columns)
-             for row in rows]  # fmt: skip
-    if task.outputs == "value":
-        return told_by(texts, [_number(task, row) for row in rows])
-    labels = [task.row_labels(row) for row in rows]
-    if task.outputs == "labels":
-        ((most, _),) = Counter(label for several in labels for label in several).most_common(1)
-        return told_by(texts, [str(most in several) for several in labels])
-    return told_by(texts, [one[0] if one else "" for one in labels])
-
-
-def _number(task: Task, row: Row) -> float:
-    """The number of a row, 0 where it has none."""
-    try:
-        return task.example(row).truth[0]
-    except DataError:
-        return 0.0
 
 
 def _undecided(

@@ -334,12 +334,14 @@ def _listed_cells(errors: Sequence[EmptyCell]) -> list[str]:
     """Where the empty cells are: ``train.csv, column 'text', 3 empty: line 4, 7–8``."""
     cells: dict[tuple[str, str, str], list[int]] = {}
     for error in errors:
-        place, _, column = error.where.rpartition(", column ")
+        place, comma, column = error.where.rpartition(", column")  # or columns, whose cells agree
         file, _, at = place.rpartition(", ")
         word, _, number = at.rpartition(" ")
-        cells.setdefault((file, column, word), []).append(int(number) if number.isdigit() else 0)
+        key = file, f"{comma}{column}", word
+        cells.setdefault(key, []).append(int(number) if number.isdigit() else 0)
     return [
-        f"{file}, column {column}, {len(numbers)} empty: {word} {runs(numbers)}"
+        f"{file}{column}, {len(numbers)} {'alike' if column.startswith(', columns') else 'empty'}: "
+        f"{word} {runs(numbers)}"
         for (file, column, word), numbers in cells.items()
     ]
 

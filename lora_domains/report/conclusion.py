@@ -33,8 +33,10 @@ UNCHECKED = {
     "identity": "whether it was made on this base",
 }
 """What a gate that is not applicable leaves open; others go by their names."""
-GENTLER = "train again with fewer --epochs, a lower --lr or --retention kl"
+GENTLER = "train again with fewer --epochs or a lower --lr"
 MORE_ROWS = "train on more rows or for fewer --epochs"
+HOPELESS = "No realistic number"
+"""What an inconclusive gate says that more rows would not decide (``rules.too_few``)."""
 ADVICE = {
     "retention": GENTLER,
     "drift": GENTLER,
@@ -197,12 +199,15 @@ def _action(entry: AdapterEntry, gates: Gates) -> str:
         return _instead(entry, failed)
     if "evaluations" in undecided:
         return f"Not proven: {gates['evaluations']['why']}"
+    hopeless = [name for name in undecided if HOPELESS in gates[name]["why"]]
+    if "gain" in hopeless and not _gain(entry, gates)[0]:
+        return f"{_rather(entry)}: no realistic number of rows would show a gain."
     if undecided:
         are, say = ("is", "its gate says") if len(undecided) == 1 else ("are", "their gates say")
-        return (
-            f"Not proven yet: {_listed(undecided)} {are} inconclusive; {say} below what would "
-            "decide it."
-        )
+        why = f"; {say} below what would decide it"
+        if hopeless == undecided:
+            why = ": no realistic number of rows would decide it"
+        return f"Not proven yet: {_listed(undecided)} {are} inconclusive{why}."
     if {"leaks", "identity"}.intersection(unchecked):
         return "Ship it if it was not trained on these test rows."
     if _unread(entry):

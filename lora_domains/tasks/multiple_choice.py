@@ -233,11 +233,11 @@ class Preference(Task):
 
     @property
     def answer_column(self) -> str | None:
-        return self._conversation(self.chosen).answer_column
+        return self.conversation(self.chosen).answer_column
 
     @property
     def input_columns(self) -> tuple[str, ...]:
-        return self._conversation(self.chosen).input_columns
+        return self.conversation(self.chosen).input_columns
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -257,7 +257,7 @@ class Preference(Task):
     def example(self, row: Row) -> Example:
         """The chosen answer is the first choice, and the correct one."""
         chosen, rejected = (
-            self._conversation(column).example(row) for column in (self.chosen, self.rejected)
+            self.conversation(column).example(row) for column in (self.chosen, self.rejected)
         )
         expected, found, not_text = "", "", {"tool_calls", "reasoning_content"}
         if chosen.messages[:-1] != rejected.messages[:-1]:
@@ -284,15 +284,15 @@ class Preference(Task):
         )  # fmt: skip
 
     def unlabelled(self, row: Row) -> Example:
-        return self._conversation(self.chosen).unlabelled(row)
+        return self.conversation(self.chosen).unlabelled(row)
 
     def to_predict(self, text: str | Mapping[str, Any], number: int) -> Example:
-        return self._conversation(self.chosen).to_predict(text, number)
+        return self.conversation(self.chosen).to_predict(text, number)
 
     def to_answer(self, messages: Sequence[Mapping[str, Any]]) -> Example:
-        return self._conversation(self.chosen).to_answer(messages)
+        return self.conversation(self.chosen).to_answer(messages)
 
-    def _conversation(self, answer: str) -> Chat:
+    def conversation(self, answer: str) -> Chat:
         """The rows with the answer in one column, as a chat."""
         beside = {name: getattr(self, name) for name in BESIDE}
         if self.prompt is None:

@@ -115,13 +115,17 @@ class Number(TextTask):
         return self._scaled_by(mean, sd)
 
     @classmethod
-    def from_cells(cls, rows: Sequence[Row], label: str) -> tuple[Self, str] | None:
+    def from_cells(
+        cls, rows: Sequence[Row], label: str, decimal: str | None = None
+    ) -> tuple[Self, str] | None:
         """Where all cells that are not empty are numbers, and many of them are different.
 
-        Commas are taken for decimal signs where one of them cannot stand between thousands.
+        Without a ``decimal`` sign, commas are taken for one where one of them cannot stand between
+        thousands.
         """
-        points = _have_points_between_thousands([row.values.get(label) for row in rows])
-        commas = points or any(_has_decimal_comma(row.values.get(label)) for row in rows)
+        cells = [] if decimal else [row.values.get(label) for row in rows]
+        points = _have_points_between_thousands(cells)
+        commas = points or any(map(_has_decimal_comma, cells)) or decimal == ","
         task, values = cls(label=label, decimal="," if commas else "."), []
         for row in rows:
             try:
@@ -185,6 +189,8 @@ def number_in(row: Row, column: str, decimal: str = ".") -> float:
     elif decimal == "." and "," in text and GROUPED.fullmatch(text):
         found = "a comma"
         hint = "Say that it is the decimal sign (--decimal ,), or remove it between thousands."
+        if THOUSANDS.fullmatch(text):  # 1,489, rather than 12,5
+            hint = "Remove it between thousands, or say that it is the decimal sign (--decimal ,)."
     elif decimal == "." and ENGLISH.fullmatch(text):
         hint = "Remove the commas between thousands."
     elif UNIT.fullmatch(text):

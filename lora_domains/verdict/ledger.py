@@ -139,11 +139,9 @@ class Standing:
             f"bounds of {100 * self.level:.6g} % confidence."
         )
         if self.post_hoc:
-            before = self.declared_verdict or "unfinished"
-            sentence += (
-                f" Post hoc: {self.changed or 'gates'} changed after an evaluation of this "
-                f"adapter, which was {before}"
-            )
+            before = self.declared_verdict  # None of one that ended early, or read rows otherwise
+            sentence += f" Post hoc: {self.changed or 'gates'} changed after an evaluation of this "
+            sentence += f"adapter, which was {before}" if before else "adapter"
             sentence += "." if before == "pass" else "; what is changed later cannot make it pass."
         return sentence
 

@@ -61,6 +61,18 @@ def test_adapters_of_two_bases_are_refused_with_a_command_for_each(
     assert sorted(project.rglob("*")) == before
 
 
+def test_adapters_of_others_go_with_those_of_the_base_they_were_evaluated_on(
+    project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    base = folders.CARD["base"] | {"id": "base-b", "identity": "b" * 64}
+    theirs = folders.folder(tmp_path, "theirs", base=base, trained_elsewhere=True)
+    (theirs / "adapter_config.json").write_text("{}")
+    monkeypatch.chdir(project)
+    assert run("report", "triage", "spam", str(theirs), "--out", "r") == 2
+    assert f"lora-domains report adapters/spam {theirs} --out r-2" in capsys.readouterr().err
+
+
 def test_bases_of_one_name_are_told_apart(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,6 +12,7 @@ from conftest import make_rows
 from support.commands import FAST, run, write
 from support.encoders import make_sentence_encoder
 from support.models import use_small_suite
+from support.peft_folders import peft_saved
 
 from lora_domains.analysis.reproduce import BASES, base_named_by
 from lora_domains.cli.parser import EXIT
@@ -123,6 +124,24 @@ def test_a_folder_of_trainer_and_peft_gets_to_a_verdict_by_one_command(
     assert "predict with the copy that this writes." in capsys.readouterr().err
     assert run("predict", "adapters/mine", ROWS[0]["text"]) == 0
     assert capsys.readouterr().out.split("\t")[0] in labels
+
+
+@pytest.mark.slow
+def test_an_adapter_of_peft_is_evaluated_on_chats_as_they_are(
+    tmp_path: Path, tiny_base: Path, small_suite: None, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    theirs, _ = peft_saved(tiny_base, tmp_path / "theirs", r=4)
+    alpaca(tmp_path / "test.json")
+    command = ("evaluate", str(theirs), "--test", "test.json", "--base", str(tiny_base))
+    assert run(*command) in (1, 3)
+    assert "chat, by the columns of the rows" in capsys.readouterr().out
+    entry = Card.read(Path("adapters", "theirs")).adapter
+    assert (entry.task["kind"], entry.judged["metric"]) == ("chat", "nats_per_token")
+    assert run(*command, "--task", "chat", "--name", "again") in (1, 3)
+    assert run("evaluate", "adapters/theirs", "--task", "chat", "--test", "test.json") == 2
+    assert "Leave --task out" in capsys.readouterr().err
 
 
 def test_the_base_of_an_adapter_is_the_one_that_its_config_names(

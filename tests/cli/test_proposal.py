@@ -23,6 +23,7 @@ from lora_domains.tasks import (
     MultiLabel,
     MultipleChoice,
     Number,
+    Preference,
     Task,
 )
 
@@ -198,6 +199,24 @@ def test_bad_answers_are_not_learned(
         assert proposal(tmp_path, other).domain.task.kind == "chat"
 
 
+def test_a_chat_learns_the_chosen_answers_of_pairs(tmp_path: Path) -> None:
+    rows = [{"prompt": long(n, 1), "chosen": long(n, 2), "rejected": long(n, 3)}
+            for n in range(60)]  # fmt: skip
+    assert proposal(tmp_path, rows).domain.task == Preference()
+    asked = {kind: proposal(tmp_path, rows, "--task", kind).domain.task
+             for kind in ("chat", "generation")}  # fmt: skip
+    assert asked["chat"] == Chat(user="prompt", assistant="chosen")
+    assert asked["generation"] == Generation("prompt", "chosen")
+    longer = [row | {"about": "x", "rejected": 3 * row["rejected"]} for row in rows]
+    for kind in ("chat", "generation"):
+        both = proposal(tmp_path, longer, "--task", kind, "--text", "about,prompt").domain.task
+        assert (*both.input_columns, both.answer_column) == ("about", "prompt", "chosen")
+        with pytest.raises(DataError, match="'rejected' of rejected answers"):
+            proposal(tmp_path, rows, "--task", kind, "--label", "rejected")
+    named = ("--text", "prompt", "--label", "rejected")
+    assert proposal(tmp_path, rows, "--task", "chat", *named).domain.task.answer_column
+
+
 def test_several_answers_to_a_question_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     with path.open("w") as file:
@@ -229,3 +248,17 @@ def test_a_cell_that_is_no_number_is_named(tmp_path: Path) -> None:
     rows = [{"text": long(n, 1), "Price": "N/A" if n == 7 else f"{100 + n}.5"} for n in range(60)]
     with pytest.raises(DataError, match=r"line 9, column 'Price': expected a finite number"):
         proposal(tmp_path, rows)
+
+
+def test_the_decimal_sign_of_a_flag_is_taken(tmp_path: Path) -> None:
+    """Three decimals everywhere could also be thousands, which only the user can tell."""
+    rows = [{"text": long(n, 1), "Gewicht": f"{n + 1},{n * 7 % 900 + 100}"} for n in range(60)]
+    with pytest.raises(DataError, match="Remove it between thousands, or say"):
+        proposal(tmp_path, rows)
+    for flags in (("--decimal", ","), ("--decimal", ",", "--task", "number")):
+        found = proposal(tmp_path, rows, *flags).domain.task
+        assert found == Number("text", "Gewicht", decimal=",")
+    few = [row | {"Gewicht": f"{n},5" if n == 3 else str(n)} for n, row in enumerate(rows)]
+    with pytest.raises(DataError, match="Say that it is the decimal sign"):
+        proposal(tmp_path, [row | {"Gewicht": row["Gewicht"] + "x" * (n == 9)}
+                            for n, row in enumerate(few)])  # fmt: skip

@@ -11,7 +11,7 @@ from support.tables import SPAM, refused, refuses, table, write
 from lora_domains.data.prepare import prepare
 from lora_domains.data.source import Data
 from lora_domains.errors import DataError, UsageError
-from lora_domains.tasks import Chat, Classification, LanguageModelling, MultipleChoice
+from lora_domains.tasks import Chat, Classification, LanguageModelling, MultipleChoice, Preference
 
 
 def test_data_without_training_and_test_rows_is_refused() -> None:
@@ -193,6 +193,14 @@ def test_empty_cells_are_all_listed_or_dropped() -> None:
     assert (prepared.row_counts.read, prepared.row_counts.empty) == (60, 8)
     assert len(prepared.train) + len(prepared.validation) + len(prepared.test) == 52
     assert any("8 train rows dropped for an empty cell" in s.what for s in prepared.stages)
+
+
+def test_pairs_of_equal_answers_are_listed_with_other_empty_cells() -> None:
+    """A dataset of preferences often has some."""
+    rows = [{"prompt": f"p{n}", "chosen": "" if n == 5 else "good",
+             "rejected": "good" if n in (1, 2, 8) else "bad"} for n in range(12)]  # fmt: skip
+    refuses(rows, "columns 'chosen' and 'rejected', 3 alike: index 1–2, 8;",
+            "column 'chosen', 1 empty: index 5", task=Preference())  # fmt: skip
 
 
 def test_an_optional_column_may_be_empty_and_is_counted() -> None:

@@ -60,6 +60,16 @@ def test_a_better_baseline_is_recommended(tmp_path: Path) -> None:
     )
 
 
+def test_what_no_number_of_rows_would_prove_is_not_called_unproven(tmp_path: Path) -> None:
+    rows = [row(n % 4 == 0, number=n, base=n % 4 == 0, adapter=n % 4 == 0) for n in range(400)]
+    same = entry(tmp_path, [*rows, *general(), *text()])
+    gain = next(gate for gate in same.gates if gate["name"] == "gain")
+    assert (gain["verdict"], "No realistic number" in gain["why"]) == ("inconclusive", True)
+    assert conclusion(same).endswith(
+        f"Use the base, or try {PRETRAINED[True]}: no realistic number of rows would show a gain."
+    )
+
+
 def test_a_rival_that_always_says_the_same_is_not_recommended(tmp_path: Path) -> None:
     rows = [row(n % 4 == 0, number=n, base=1, adapter=1, majority=0) for n in range(400)]
     judged = {"metric": "accuracy", "labels": ["a", "b"], "positive": None, "base_changed": False,

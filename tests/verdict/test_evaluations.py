@@ -90,7 +90,9 @@ def test_gates_that_were_changed_later_give_no_pass(before: str | None) -> None:
     now = evaluated(post_hoc=True, declared_verdict=before)
     summary = judged(good(), evaluations=now)
     assert gate(summary, "evaluations")["verdict"] == "inconclusive"
+    was = f"this adapter, which was {before}; what" if before else "this adapter; what"
     assert "Post hoc" in gate(summary, "evaluations")["why"]
+    assert was in gate(summary, "evaluations")["why"]
     assert summary["verdict"] == "inconclusive"
 
 

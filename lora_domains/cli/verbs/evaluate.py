@@ -1,13 +1,14 @@
 """The verbs that judge saved adapters: evaluate, one on labelled rows, and benchmark, several."""
 
 import argparse
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from lora_domains.adapters.folder import find_adapter
+from lora_domains.adapters.folder import CONFIG, find_adapter
 from lora_domains.analysis.regressions import comparison_with
 from lora_domains.analysis.reproduce import domain_of
 from lora_domains.atomic import adapter_name, check_name, check_writable, new_file
@@ -21,6 +22,7 @@ from lora_domains.cli.flags import (
     add_row_flags,
     add_show_text_flag,
     add_suite_flags,
+    add_task_flag,
     configured,
     run_flag_defaults,
 )
@@ -34,6 +36,7 @@ from lora_domains.cli.parser import (
     add_report_flags,
     add_verb,
 )
+from lora_domains.cli.proposal import Reasons, proposed
 from lora_domains.cli.recipes import named_suite, open_model, show_evaluation, suite_of
 from lora_domains.console.forms import Cells, Decimals, Lines, dialect_for
 from lora_domains.console.rows import read_blocks
@@ -46,7 +49,7 @@ from lora_domains.errors import UsageError
 from lora_domains.report import terminal
 from lora_domains.report.card import CARD, Card, read_items
 from lora_domains.report.report import mistakes
-from lora_domains.tasks import Classification, Row, task_from_record
+from lora_domains.tasks import Classification, Row, Task, task_from_record
 from lora_domains.verdict.scores import ScoreTable
 
 if TYPE_CHECKING:
@@ -85,6 +88,7 @@ def _add_evaluate(verbs: Verbs) -> None:
     add("--train", metavar="FILE", help="the rows on which it was trained")
     add_row_flags(inputs)
     add_column_flags(inputs)
+    add_task_flag(inputs)
     add("--labels", metavar="A,B,…", help="all labels; for a classification head in its order")
     add("--prompt", metavar="TEXT", help="the prompt on which it was trained, with its columns in "
         "braces: 'Note: {text}\\nPriority:'")  # fmt: skip
@@ -115,7 +119,8 @@ def evaluate(flags: argparse.Namespace) -> int:
     card = Card.read(folder, measured=False) if (folder / CARD).exists() else None
     own = card is not None and not card.adapter.trained_elsewhere
     name = card.adapter.domain if card and own else check_name(flags.name or adapter_name(folder))
-    domain = _domain(flags, name, card)
+    task, reasons = _task(flags, folder, card)
+    domain = _domain(flags, name, card, task)
     if flags.errors:
         _check_errors_file(flags, domain)
     # Before the base is loaded, which takes a while; a wrong file or judge is found at once.
@@ -125,6 +130,8 @@ def evaluate(flags: argparse.Namespace) -> int:
     from lora_domains import distributed
 
     model = open_model(flags, title=name, card=again, adapter=folder)
+    for stage, reason in reasons.items():
+        model.display.stage(stage, None, None, reason)
     suite = suite_of(flags, model, named, card)
     model.load_adapter(folder, name)
     if not own and model.bank[name].head is not None and not domain.task.head:
@@ -137,7 +144,38 @@ def evaluate(flags: argparse.Namespace) -> int:
     return EXIT[evaluation.verdict]
 
 
-def _domain(flags: argparse.Namespace, name: str, card: Card | None) -> Domain:
+def _task(flags: argparse.Namespace, folder: Path, card: Card | None) -> tuple[Task, Reasons]:
+    """The task of the test rows where neither a recipe nor the adapter's card has one, and why.
+
+    It is proposed as for training; an adapter with a trained head predicts labels or numbers.
+    """
+    if flags.recipe or card is not None:
+        if flags.task:
+            known = "its recipe" if flags.recipe else "its card"
+            raise UsageError(
+                where="--task", expected="a kind of task for an adapter without one",
+                found=f"an adapter whose task {known} has", hint="Leave --task out.",
+            )  # fmt: skip
+        return task_from_record(card.adapter.task) if card else Classification(), {}
+    if flags.test is None or (flags.prompt and not (flags.text or flags.task)):
+        return Classification(), {}
+    given = vars(flags) | {"train": flags.test, "head": flags.head or _has_head(folder)}
+    found = proposed(argparse.Namespace(**given))
+    task, reasons = found.domain.task, {**found.reasons}
+    if reasons.pop("positive", None):  # whose recall decides only where it is named
+        task = task.with_options(positive=None)
+    return task, {name: why for name, why in reasons.items() if name != "group"}
+
+
+def _has_head(folder: Path) -> bool:
+    try:
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):  # which loading the adapter says
+        return False
+    return isinstance(config, dict) and config.get("task_type") == "SEQ_CLS"
+
+
+def _domain(flags: argparse.Namespace, name: str, card: Card | None, task: Task) -> Domain:
     """The domain to evaluate on: of a recipe, of the adapter's card, or of the rows given."""
     own = card is not None and not card.adapter.trained_elsewhere
     if flags.recipe:
@@ -152,7 +190,6 @@ def _domain(flags: argparse.Namespace, name: str, card: Card | None) -> Domain:
             hint=f"lora-domains evaluate {flags.adapter} --test rows.csv --text text --label label",
         )
     else:
-        task = task_from_record(card.adapter.task) if card else Classification()
         domain = Domain(name, task, Data(flags.train, flags.validation, flags.test))
     if not own:
         # What it was trained on cannot be undone: dropped rows count as leaks.
