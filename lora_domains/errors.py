@@ -170,6 +170,11 @@ def in_lines(text: str, room: int, width: Callable[[str], int] = len) -> list[st
     return [line.rstrip() for line in lines]
 
 
+def number_of(count: int, what: str) -> str:
+    """``1 row``, ``2 rows``."""
+    return f"{count:,} {what}" if count == 1 else f"{count:,} {what}s"
+
+
 def listed(values: Iterable[object], most: int = MOST_LISTED) -> str:
     """``values`` separated by commas; after ``most`` of them, the number of the others."""
     items = [str(value) for value in values]

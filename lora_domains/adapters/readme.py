@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from lora_domains.errors import DataError, UsageError
+from lora_domains.errors import DataError, UsageError, number_of
 from lora_domains.report.card import AdapterEntry, BaseRecord, Card
 from lora_domains.report.html import ASSETS
 from lora_domains.report.markdown import conclusion_of, escaped, measured
@@ -113,8 +113,9 @@ def _training(entry: AdapterEntry) -> list[str]:
     return [
         "## Training",
         "",
-        f"{training['epochs']} epochs, {training['steps']} steps, {training['seconds']:.0f} s; "
-        f"best epoch {training['best_epoch']}{decayed}. {ledger['read']} rows read, "
+        f"{number_of(training['epochs'], 'epoch')}, {number_of(training['steps'], 'step')}, "
+        f"{training['seconds']:.0f} s; "
+        f"best epoch {training['best_epoch']}{decayed}. {number_of(ledger['read'], 'row')} read, "
         f"{ledger['refused']} refused, {ledger['duplicates']} duplicates, "
         f"{ledger['truncated']} truncated, {ledger['supervised_tokens']} supervised tokens. "
         f"Leaks: {leaks['exact']} exact, {leaks['near']} near.",

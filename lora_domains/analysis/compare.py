@@ -37,6 +37,9 @@ COUNTED = ("evaluations", "leaks", "frozen", "effect")
 """Gates on what was counted when B was evaluated: its test rows are not used up, it read none of
 them, it left the base as it was, and has an effect."""
 
+PER_LABEL = ("truth", "predicted", "probabilities")
+"""What an item with several labels has for each of them."""
+
 
 def compare_adapters(first: Path, second: Path) -> dict[str, Any]:
     """Compare B (``second``) with A (``first``) on the same test items and general questions.
@@ -49,6 +52,7 @@ def compare_adapters(first: Path, second: Path) -> dict[str, Any]:
     or labels differ.
     """
     one, two = _Run(first), _Run(second)
+    two.number_labels_as(one)
     _check_comparable(one, two)
     test, general = _paired(one, two, "test"), _paired(one, two, "general")
     metric, positive = metric_named(one.judged["metric"]), one.positive
@@ -199,6 +203,32 @@ class _Run:
         self.items = ScoreTable(read_items(folder))
         self.positive = positive_index(self.judged["labels"], self.judged["positive"])
         self.metrics: list[Metric] = reported(self.judged["labels"], self.positive)
+
+    def number_labels_as(self, other: "_Run") -> None:
+        """Number the labels in the order of ``other``, where they are the same ones."""
+        own, labels = self.judged["labels"], other.judged["labels"]
+        if own == labels or sorted(own) != sorted(labels):
+            return
+        self.judged = self.entry.judged = {**self.judged, "labels": labels}
+        self.positive = other.positive
+        places = [own.index(label) for label in labels]
+        self.items = ScoreTable(
+            item if item["set"] in ("general", "text") else _renumbered(item, places)
+            for item in self.items
+        )
+
+
+def _renumbered(item: Mapping[str, Any], places: Sequence[int]) -> dict[str, Any]:
+    """``item`` with its labels in another order: the first is the one at ``places[0]``."""
+
+    def moved(fields: Mapping[str, Any]) -> dict[str, Any]:
+        one = {k: places.index(fields[k]) for k in ("target", "prediction")
+               if fields.get(k) in places}  # fmt: skip
+        several = {k: [fields[k][at] for at in places] for k in PER_LABEL if k in fields}
+        return {**fields, **one, **several}
+
+    scores = {who: moved(score) for who, score in item["scores"].items()}
+    return {**moved(item), "scores": scores}
 
 
 def _check_comparable(one: _Run, two: _Run) -> None:

@@ -14,7 +14,7 @@ from lora_domains.cli.proposal import proposed
 from lora_domains.data.prepare import Prepared, prepare
 from lora_domains.data.readers import read
 from lora_domains.domain import Domain
-from lora_domains.errors import EmptyCell, LeakError, UsageError, in_lines
+from lora_domains.errors import EmptyCell, LeakError, UsageError, in_lines, number_of
 from lora_domains.report.text import metric_name
 from lora_domains.stats.intervals import wilson
 from lora_domains.tasks import KINDS, twins
@@ -105,9 +105,10 @@ def _usable(domain: Domain) -> tuple[Domain, Prepared, str]:
             data = replace(data, drop_leaks=True)
     counts = prepared.row_counts
     if data.drop_empty:
-        needs.append(f"{counts.empty} rows without a text or a label are left out (drop_empty)")
+        rows = number_of(counts.empty, "row")
+        needs.append(f"left out: {rows} without a text or a label (drop_empty)")
     if data.drop_leaks:
-        needs.append(f"{counts.refused} training rows that are test rows too are left out "
+        needs.append(f"left out: {number_of(counts.refused, 'training row')} among the test rows "
                      "(drop_leaks)")  # fmt: skip
     return replace(domain, data=data), prepared, "; ".join(needs)
 
@@ -130,7 +131,7 @@ def _split(domain: Domain, prepared: Prepared) -> str:
     sources = {"test": domain.data.test, "validation": domain.data.validation}
     given = [f"{split} rows from {Path(str(source)).name}" for split, source in sources.items()
              if source]  # fmt: skip
-    sizes = f"{train} rows to train, {validation} to choose the epoch, {test} to test"
+    sizes = f"{number_of(train, 'row')} to train, {validation} to choose the epoch, {test} to test"
     return "; ".join([sizes, *given, *how])
 
 

@@ -237,7 +237,9 @@ def _usual_answer(
     if several is not None and columns[several].holds == "lists" and asking(columns):
         raise _undecided(given, columns, "a column of one answer each", "--label COLUMN")
     name = named(columns, *ANSWERS)
-    return name if name is not None and columns[name].holds == "free text" else None
+    # Of an answer in words a few may recur, as labels do.
+    able = name is not None and (len(kinds) == 1 or columns[name].holds == "free text")
+    return name if able else None
 
 
 def _text(
@@ -248,7 +250,7 @@ def _text(
     if flags.text:
         return flags.text, ""
     asked = asking([name for name in columns if name != answer])
-    usual = answer is not None and answer == named(columns, *ANSWERS)
+    usual = answer in (None, name := named(columns, *ANSWERS)) and name is not None
     if asked and usual and columns[asked[0]].holds in ("free text", "names"):
         why = "; ".join(f"{name}: {columns[name].in_words}" for name in asked)
         return asked if len(asked) > 1 else asked[0], why
@@ -259,7 +261,7 @@ def _text(
         raise _undecided(given, columns, "a column of texts", "--text COLUMN")
     first, *others = able
     more = [column.name for column in others if column.holds == "free text"]
-    also = f"; {listed(more)} too" if more else ""
+    also = f"; not read: {listed(more)}" if more else ""
     return first.name, f"{first.name}: {first.in_words}{also}"
 
 
@@ -277,6 +279,7 @@ def _answered(
     if possible:
         return _told_best(possible, given, columns, texts)
     answers = [column for column in able.values() if column.holds == "free text"]
+    answers = answers or ([*able.values()] if [*kinds] == [Generation] and answer else [])
     if answers and Generation in kinds:
         best = max(answers, key=lambda column: column.words * column.filled)
         return Generation(answer=best.name), f"{best.name}: {best.in_words}"

@@ -284,7 +284,8 @@ def to_examples(
     for split, rows in given.items():
         if task.has_labels:
             _check_labels(task, rows)
-        for row in rows:
+        known = [name for name in task.columns if any(name in row.values for row in rows)]
+        for row in (_filled(row, known) for row in rows):
             try:
                 group = text_of(row, data.group).strip() if data.group else None
                 slices = {c: _slice(row, c) for c in data.slices}
@@ -309,6 +310,12 @@ def to_examples(
             hint="Name the columns of the text and the label, or fill the cells.",
         )
     return examples, dropped
+
+
+def _filled(row: Row, known: Sequence[str]) -> Row:
+    """``row`` with empty cells in the ``known`` columns that it lacks, as a record of JSON may."""
+    lacks = dict.fromkeys(name for name in known if name not in row.values)
+    return replace(row, values={**row.values, **lacks}) if lacks else row
 
 
 def all_errors(errors: Sequence[DataError]) -> DataError:

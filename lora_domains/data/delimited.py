@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from lora_domains.data.source import File, Located, Table, check_kind, places
-from lora_domains.errors import DataError, listed
+from lora_domains.errors import DataError, listed, number_of
 
 MARKS = {
     codecs.BOM_UTF8: "utf-8",
@@ -144,7 +144,7 @@ def read_lines(file: File) -> Table:
     lines: Sequence[str] = text.splitlines()
     rows = [(f"line {n}", {"text": line}) for n, line in enumerate(lines, 1) if line.strip()]
     if blank := len(lines) - len(rows):
-        notes.append(f"{blank} blank lines left out")
+        notes.append(f"{number_of(blank, 'blank line')} left out")
     return Table(list(rows), notes)
 
 

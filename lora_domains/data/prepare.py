@@ -30,7 +30,7 @@ from lora_domains.data.leaks import Leaks, copies, find_leaks
 from lora_domains.data.readers import read_noted
 from lora_domains.data.source import FEWEST_READ, SHOWN, SPLITS, Data, Source
 from lora_domains.data.splits import overlaps, sample, split_off
-from lora_domains.errors import DataError, LeakError, listed
+from lora_domains.errors import DataError, LeakError, listed, number_of
 from lora_domains.tasks import Example, Task, shown
 
 USUAL_TRAINING, USUAL_TEST = 100, 20
@@ -240,7 +240,8 @@ class Preparation:
 
     def _checked(self, dropped: Mapping[str, int]) -> str:
         """What the check found: rows dropped, and how many rows each label has."""
-        parts = [f"{n} {split} rows dropped for an empty cell" for split, n in dropped.items()]
+        parts = [f"{number_of(n, f'{split} row')} dropped for an empty cell"
+                 for split, n in dropped.items()]  # fmt: skip
         if self.task.outputs == "value":
             values = [row.truth[0] for rows in self.parts.values() for row in rows]
             least, most = min(values), max(values)
@@ -284,13 +285,13 @@ class Preparation:
             self._drop_copies_of_test_rows()
             self.leaks = _leaks(self.parts)
         if self.leaks.near:
-            pairs = "; ".join(f"{a} ~ {b}" for a, b, _ in self.leaks.pairs[:SHOWN])
+            pairs = [f"{a} ~ {b}" for a, b, _ in self.leaks.pairs]
+            pairs = [*pairs[:SHOWN], *["…"] * (len(pairs) > SHOWN)]
             near = self.leaks.near
             rows = "row is nearly a training row" if near == 1 else "rows are nearly training rows"
-            self.warnings.append(f"{near} test {rows}: {pairs}")
-        exact = (
-            f"{self.refused} rows dropped that are also test rows" if self.refused else "0 exact"
-        )
+            self.warnings.append(f"{near} test {rows}: {'; '.join(pairs)}")
+        refused = number_of(self.refused, "row")
+        exact = f"{refused} dropped that are also test rows" if self.refused else "0 exact"
         self._stage("leaks", f"{exact}; {self.leaks.near} near", rows_in)
 
     def _drop_copies_of_test_rows(self) -> None:
@@ -358,12 +359,13 @@ def _leak_error(leaks: Leaks, parts: Mapping[str, Sequence[Example]]) -> LeakErr
     places = {row.id: row.place for rows in parts.values() for row in rows}
     first = leaks.pairs[: min(SHOWN, leaks.exact)]
     pairs = "; ".join(f"{a} ({places[a]}) = {b} ({places[b]})" for a, b, _ in first)
+    hint = "Drop them there (never from test): Data(drop_leaks=True) or --drop-leaks."
+    if leaks.exact == len(parts["test"]):
+        hint = "Give other test rows, or none: then some are split off the training rows."
     return LeakError(
-        where="test",
-        expected="no test row among the rows used for training or validation",
-        found=f"{leaks.exact}: {pairs}" + ("; …" if leaks.exact > SHOWN else ""),
-        hint="Drop them there (never from test): Data(drop_leaks=True) or --drop-leaks.",
-    )
+        where="test", expected="no test row among the rows used for training or validation",
+        found=f"{leaks.exact}: {pairs}" + ("; …" if leaks.exact > SHOWN else ""), hint=hint,
+    )  # fmt: skip
 
 
 def _too_few(task: Task, parts: Mapping[str, Sequence[Example]], trained: bool) -> list[str]:

@@ -35,6 +35,8 @@ UNCHECKED = {
 """What a gate that is not applicable leaves open; others go by their names."""
 GENTLER = "train again with fewer --epochs or a lower --lr"
 MORE_ROWS = "train on more rows or for fewer --epochs"
+SWAPPED = 0.3
+"""By how large a share of rows another order of labels must agree better to be suspected."""
 HOPELESS = "No realistic number"
 """What an inconclusive gate says that more rows would not decide (``rules.too_few``)."""
 ADVICE = {
@@ -62,6 +64,8 @@ def conclusion(entry: AdapterEntry, since: Fields | None = None) -> str:
     for name, words in UNTRUSTED.items():
         if name in gates and gates[name]["verdict"] == "fail":
             return f"{words.format(entry.path)} {gates[name]['why']}"
+    if order := _other_order(entry):
+        return f"{_finding(entry, gates)}. {order}"
     action, worse = _action(entry, gates), _worse(entry, since) if since else ""
     if worse:  # what failed stays to be said; that an adapter passed is of no use then
         action = f"{action} {worse}" if entry.verdict == "fail" else worse
@@ -269,6 +273,27 @@ def _worse(entry: AdapterEntry, since: Fields) -> str:
         older = f"{older}, which it replaced"
         return f"{entry.path} is worse than {older} ({figures}); to restore that: {then}."
     return f"{entry.path} is worse than the one in {older} ({figures}): keep that one."
+
+
+def _other_order(entry: AdapterEntry) -> str:
+    """That the labels of a head from elsewhere seem to be in another order; else empty."""
+    task = entry.declared_task
+    if not (entry.trained_elsewhere and entry.confusion and task is not None and task.head):
+        return ""
+    import numpy as np
+    from scipy.optimize import linear_sum_assignment
+
+    counts = np.array(entry.confusion["adapter"])
+    true, called = linear_sum_assignment(counts, maximize=True)
+    total, right, agrees = counts.sum(), counts.trace(), counts[true, called].sum()
+    if agrees - right < SWAPPED * total:
+        return ""
+    labels = entry.confusion["labels"]
+    order = ",".join(labels[true[called.tolist().index(at)]] for at in range(len(labels)))
+    return (
+        f"Check the order of its labels first: with --labels {order} it would be right on "
+        f"{percent(agrees / total)} of these rows in place of {percent(right / total)}."
+    )
 
 
 def _instead(entry: AdapterEntry, failed: Sequence[str]) -> str:

@@ -6,6 +6,7 @@ The terminal, Markdown, HTML and JUnit take their sentences from here, so that t
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lora_domains.errors import number_of
 from lora_domains.report.card import AdapterEntry, Report
 from lora_domains.verdict import INFO, metric_info
 from lora_domains.verdict.rules import INFORMING, WORST_FIRST, capital
@@ -181,7 +182,7 @@ def without_near_leaks(entry: AdapterEntry) -> str:
     """The heading of the scores without near leaks."""
     whole, clean = (next(iter(scores.values()))["n"]
                     for scores in (entry.domain_scores, entry.without_near_leaks))  # fmt: skip
-    near = _plural(whole - clean, "row")
+    near = number_of(whole - clean, "row")
     return f"Without {near} nearly the same as a training row, on the other {clean:,}:"
 
 
@@ -267,7 +268,7 @@ def counted(report: Report) -> str:
         for verdict in WORST_FIRST
         if (count := verdicts.count(verdict))
     ]
-    return f"{_plural(len(verdicts), 'adapter')}: {', '.join(parts)}."
+    return f"{number_of(len(verdicts), 'adapter')}: {', '.join(parts)}."
 
 
 def reasons(entry: AdapterEntry) -> list[str]:
@@ -301,10 +302,6 @@ def worsened(since: Fields) -> list[str]:
 def _nearest(fields: Mapping[str, Any]) -> float:
     """The size of the bound that is nearest to no change."""
     return float(min(abs(fields["lower"]), abs(fields["upper"])))
-
-
-def _plural(count: int, what: str) -> str:
-    return f"{count} {what}" if count == 1 else f"{count} {what}s"
 
 
 def how_scored(entry: AdapterEntry) -> str:

@@ -140,8 +140,10 @@ class Classification(TextTask):
             raise DomainError(
                 where="classification",
                 expected="a positive class and one target recall or precision, above 0 and below 1",
-                found=f"positive {self.positive!r}, targets {targets}",
-                hint='For example Classification(positive="urgent", target_recall=.9).',
+                found=f"positive {self.positive!r}, "
+                + ", ".join(f"target {name} {target:g}" for name, target in targets.items()),
+                hint="For example --positive urgent --target-recall 0.9, or in Python "
+                'Classification(positive="urgent", target_recall=.9).',
             )
 
     @property

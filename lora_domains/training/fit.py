@@ -20,7 +20,7 @@ from lora_domains.data.prepare import Prepared
 from lora_domains.dataset import Dataset, load_dataset
 from lora_domains.distributed import environment
 from lora_domains.domain import Domain, as_record
-from lora_domains.errors import OutOfMemory, UsageError, check_installed, did_you_mean
+from lora_domains.errors import OutOfMemory, UsageError, check_installed, did_you_mean, number_of
 from lora_domains.inference.cache import cache_limit
 from lora_domains.modeling.bank import Bank
 from lora_domains.modeling.base import Base
@@ -101,10 +101,9 @@ def estimated(
     run = make_run(bank, dataset, plan, out, display)
     found = estimate(run, evaluation, dataset.general.seconds)
     display.stage("estimate", None, None, found.in_words())
-    epochs = "epoch" if plan.epochs == 1 else "epochs"
-    steps = f"{plan.epochs} {epochs} of {plan.steps_per_epoch} steps"
+    steps = f"{number_of(plan.epochs, 'epoch')} of {number_of(plan.steps_per_epoch, 'step')}"
     if plan.max_steps is not None:
-        steps = f"{plan.steps} steps"
+        steps = number_of(plan.steps, "step")
     display.line(f"Dry run: {steps} would follow; nothing was trained or written.")
     return found
 
@@ -178,7 +177,8 @@ def show_outcome(dataset: Dataset, plan: Plan, trained: Trained, display: Displa
         "fine-tuned",
         len(dataset.train),
         None,
-        f"{record['epochs']} epochs, {record['steps']} steps, {record['seconds']:.0f} s "
+        f"{number_of(record['epochs'], 'epoch')}, {number_of(record['steps'], 'step')}, "
+        f"{record['seconds']:.0f} s "
         f"({phases_in_words(record['phases'])}; {record['tokens_per_second']:,.0f} tokens/s); "
         f"epoch {record['best_epoch']} kept",
     )

@@ -9,6 +9,7 @@ from lora_domains.adapters.peft import adapted_layers, new_adapter
 from lora_domains.console import format_duration
 from lora_domains.dataset import Dataset
 from lora_domains.domain import EPOCHS, Domain, Lora, Training
+from lora_domains.errors import number_of
 from lora_domains.inference.choice_tree import tree
 from lora_domains.modeling.base import Base
 from lora_domains.modeling.heads import SENTENCE, own_layout
@@ -209,7 +210,7 @@ def derived_epochs(rows: int, settings: Training) -> tuple[int, str]:
     if settings.epochs is not None:
         return settings.epochs, ""
     epochs = max(1, min(EPOCHS, round(EPOCH_ROWS / rows)))
-    passes = "1 epoch" if epochs == 1 else f"{epochs} epochs"
+    passes = number_of(epochs, "epoch")
     reason = f"{passes}: {rows:,} rows, of which about {EPOCH_ROWS:,} are read in all"
     return epochs, reason if epochs < EPOCHS else ""
 

@@ -18,7 +18,7 @@ import torch
 from support.adapters import FILES, save, strong
 
 from lora_domains import atomic
-from lora_domains.adapters.folder import find_adapter, fingerprint, rewrite_card
+from lora_domains.adapters.folder import CONFIG, find_adapter, fingerprint, rewrite_card
 from lora_domains.adapters.loading import load_adapter
 from lora_domains.atomic import restored
 from lora_domains.errors import AdapterError, DomainError
@@ -192,6 +192,14 @@ def test_a_kill_between_the_two_renames_is_repaired(base: Base, tmp_path: Path) 
     save(folder, strong(base, seed=2), base)
     assert_same(restored(folder), strong(base, seed=2), base)
     assert waiting.exists()
+
+
+def test_the_checkpoints_in_a_folder_are_named(tmp_path: Path) -> None:
+    for name in ("checkpoint-100", "checkpoint-200"):
+        (tmp_path / "trained" / name).mkdir(parents=True)
+        (tmp_path / "trained" / name / CONFIG).write_text("{}")
+    with pytest.raises(AdapterError, match="folders in it: checkpoint-100, checkpoint-200"):
+        find_adapter(tmp_path / "trained", tmp_path)
 
 
 def test_unfinished_folders_are_not_adapters(base: Base, tmp_path: Path) -> None:

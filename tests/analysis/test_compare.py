@@ -13,7 +13,7 @@ from support.commands import run
 from support.items import general, score, text
 from support.items import row as item_row
 
-from lora_domains.analysis.compare import FLOORS, compare_adapters, compare_seeds
+from lora_domains.analysis.compare import FLOORS, _Run, compare_adapters, compare_seeds
 from lora_domains.errors import AdapterError
 from lora_domains.report.card import AdapterEntry, BaseRecord, Card
 
@@ -73,6 +73,29 @@ def test_items_are_matched_by_digest_in_any_order(tmp_path: Path) -> None:
     a = save(tmp_path / "a", drawn(0.7, 1))
     one, two = (compare_adapters(a, save(tmp_path / n, i)) for n, i in (("b", items), ("c", mixed)))
     assert one | {"b": ""} == two | {"b": ""}
+
+
+def test_labels_may_be_in_another_order(tmp_path: Path) -> None:
+    """The head of another tool numbers them as it likes; general questions have none."""
+    a, items = save(tmp_path / "a", drawn(0.7, 1)), drawn(0.9, 2)
+    b = save(tmp_path / "b", items)
+    for item in items:
+        for part in (item, *item["scores"].values()) if item["set"] == "test" else ():
+            part |= {key: 1 - part[key] for key in ("target", "prediction") if key in part}
+    swapped = save(tmp_path / "other" / "b", items, labels=["yes", "no"])
+    assert compare_adapters(a, swapped) == compare_adapters(a, b)
+    assert compare_adapters(swapped, a)["verdict"] == compare_adapters(b, a)["verdict"] == "fail"
+    three = ["x", "y", "z"]
+    several = [{**item, "truth": [1, 0, 0], "target": None, "digest": n, "scores": {
+        who: {"predicted": [0, 0, 1], "probabilities": [0.1, 0.2, 0.7]} for who in item["scores"]
+    }} for n, item in enumerate(drawn(0.9, 2)[:4])]  # fmt: skip
+    runs = [_Run(save(tmp_path / name, several, labels=labels, positive=None))
+            for name, labels in (("c", three), ("d", ["z", "x", "y"]))]  # fmt: skip
+    runs[1].number_labels_as(runs[0])
+    found = runs[1].items[0]
+    assert found["truth"] == [0, 0, 1]  # it was of the label z
+    assert found["scores"]["adapter"]["predicted"] == [0, 1, 0]
+    assert found["scores"]["adapter"]["probabilities"] == [0.2, 0.7, 0.1]
 
 
 def test_a_better_version_that_forgot_does_not_pass(tmp_path: Path) -> None:

@@ -236,3 +236,15 @@ def test_labels_that_are_free_answers_get_a_hint() -> None:
     assert "--task generation" in refuses(answers, "classes")
     few = [{"text": f"q {n}", "label": "ab"[n % 2]} for n in range(6)]
     assert "--task" not in refuses(few, "at least 8 training rows")
+
+
+def test_a_record_without_a_column_that_others_have_is_an_empty_cell() -> None:
+    rows: list[dict[str, Any]] = [{"text": f"word {n}", "label": "ab"[n % 2]} for n in range(60)]
+    del rows[3]["label"], rows[7]["text"]
+    refuses(rows, "column 'label', 1 empty: index 3", "column 'text', 1 empty: index 7",
+            "--drop-empty", task=Classification())  # fmt: skip
+    assert prepare(Classification(), Data(rows, drop_empty=True)).row_counts.empty == 2
+    for row in rows:
+        row.pop("label", None)
+    refuses(rows, "expected the column 'label'", "Known: 'text'", task=Classification(),
+            drop_empty=True)  # fmt: skip

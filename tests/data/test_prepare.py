@@ -77,6 +77,10 @@ def test_exact_leaks_are_refused_with_locations_and_without_text() -> None:
     refused(lambda: prepare(SPAM, data), *parts, kind=LeakError)
 
 
+def test_a_test_file_that_is_the_training_file_is_not_to_be_dropped_from_training() -> None:
+    refused(lambda: prepare(SPAM, Data(table(30), test=table(30))), "Give other test rows, or none")
+
+
 def test_dropped_leaks_are_counted_and_never_dropped_from_test() -> None:
     train, validation = table(40), table(20, start=200)
     test = [*table(20, start=100), train[3], validation[5], train[3]]
