@@ -120,17 +120,19 @@ def device() -> str:
 def keep(out: Path, key: str, found: dict[str, Any]) -> None:
     """Store a run beside those that ``out`` has by now: others may write there too."""
     stored = json.loads(out.read_text(encoding="utf-8")) if out.exists() else {}
+    stored.pop(key, None)
     out.write_text(json.dumps(stored | {key: found}, indent=1) + "\n", encoding="utf-8")
     print(table({key: found}).splitlines()[-1], flush=True)
 
 
 def table(results: dict[str, dict[str, Any]]) -> str:
-    """The results as a Markdown table."""
+    """The results as a Markdown table, of each run the latest on any device."""
     head = ("rows", "model", "read, tested", "metric", "base", "best baseline", "adapter",
             "accuracy; published", "general knowledge", "minutes", "verdict")  # fmt: skip
     lines = [head, ["---"] * len(head)]
-    for name, run in results.items():
-        task, _, where = name.partition(" on ")
+    latest = {key.partition(" on ")[0]: key for key in results}
+    for task in sorted(latest, key=lambda name: [*RUNS, name].index(name)):
+        run, (_, _, where) = results[latest[task]], latest[task].partition(" on ")
         score = run["scores"][run["metric"]]
         best = best_baseline(metric_named(run["metric"]), score["baselines"])
         general, accuracy = run["general"].get("pooled"), run["scores"].get("accuracy")

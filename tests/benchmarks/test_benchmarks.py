@@ -357,7 +357,9 @@ def test_the_table_of_real_bases_names_the_best_baseline_of_the_metric() -> None
         "scores": {"mae": {"base": 3.0, "adapter": 1.0, "n": 100,
                                            "baselines": {"majority": 2.5, "tfidf": 2.0}}},
     }  # fmt: skip
-    *_, line = table({"scores on NVIDIA H100 80GB HBM3": run}).splitlines()
+    older = {**run, "verdict": "fail"}
+    *before, line = table({"scores": older, "scores on NVIDIA H100 80GB HBM3": run}).splitlines()
+    assert len(before) == 2  # the head: of each run the latest
     assert [cell.strip() for cell in line.strip("|").split("|")] == [
         "scores", "minilm", "1,200, 100", "absolute error", "3.000", "TF-IDF 2.000",
         "**1.000**", "", "", "1.5, H100", "pass",
