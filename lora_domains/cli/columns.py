@@ -15,7 +15,7 @@ import numpy as np
 
 from lora_domains.data.source import file_of
 from lora_domains.errors import DataError, EmptyCell
-from lora_domains.tasks import Chat, Generation, Number, Preference, Row, Task, is_null, plain_text
+from lora_domains.tasks import Number, Preference, Row, Task, is_null, plain_text
 from lora_domains.tasks.classification import USUAL_LABELS
 from lora_domains.tasks.messages import are_messages
 from lora_domains.tasks.number import GROUPED, PLAIN, number_in
@@ -176,15 +176,6 @@ def check_rated(task: Task, given: Sequence[Row]) -> None:
         "(--task preference); or keep the rows with good answers and name their columns: "
         "--text COLUMN --label COLUMN",
     )  # fmt: skip
-
-
-def learned(pairs: Preference | None, task: str | None) -> Task | None:
-    """A chat or generation that learns the chosen answers of ``pairs``; None for others."""
-    if pairs is None or task not in (Chat.kind, Generation.kind):
-        return None
-    if task == Chat.kind:
-        return pairs.conversation(pairs.chosen)
-    return Generation(text=pairs.prompt, answer=pairs.chosen) if pairs.prompt else None
 
 
 def from_cells(

@@ -17,7 +17,6 @@ from lora_domains.cli.columns import (
     check_rated,
     columns_of,
     from_cells,
-    learned,
     told,
     without_header,
 )
@@ -148,7 +147,7 @@ def _by_names(
     pairs = None if flags.head else Preference.from_columns(columns)
     if pairs is not None and flags.text:
         pairs = pairs.with_options(text=columns_named(flags.text, Data(flags.train)))
-    chosen = None if flags.label else learned(pairs, flags.task)
+    chosen = pairs.of_chosen(kinds[0]) if pairs and flags.task and not flags.label else None
     if chosen is not None:
         return chosen, ""
     if pairs is not None and Preference in kinds and flags.label in (None, pairs.chosen):

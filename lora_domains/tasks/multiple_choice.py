@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Self
 
 from lora_domains.errors import DataError, DomainError, EmptyCell
 from lora_domains.tasks.base import Task, register
-from lora_domains.tasks.generation import Chat
+from lora_domains.tasks.generation import Chat, Generation
 from lora_domains.tasks.messages import (
     ASKED_BY,
     BESIDE,
@@ -233,11 +233,11 @@ class Preference(Task):
 
     @property
     def answer_column(self) -> str | None:
-        return self.conversation(self.chosen).answer_column
+        return self._conversation(self.chosen).answer_column
 
     @property
     def input_columns(self) -> tuple[str, ...]:
-        return self.conversation(self.chosen).input_columns
+        return self._conversation(self.chosen).input_columns
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -254,10 +254,18 @@ class Preference(Task):
         prompt = asking(columns) or asking(columns, *CONVERSATIONS) or (None,)
         return cls(prompt[0] if len(prompt) == 1 else prompt, chosen, rejected, **more)
 
+    def of_chosen(self, kind: type[Task]) -> Task | None:
+        """The chat or generation of the chosen answers; None for other kinds."""
+        if kind is Chat:
+            return self._conversation(self.chosen)
+        if kind is Generation and self.prompt is not None:
+            return Generation(self.prompt, self.chosen)
+        return None
+
     def example(self, row: Row) -> Example:
         """The chosen answer is the first choice, and the correct one."""
         chosen, rejected = (
-            self.conversation(column).example(row) for column in (self.chosen, self.rejected)
+            self._conversation(column).example(row) for column in (self.chosen, self.rejected)
         )
         expected, found, not_text = "", "", {"tool_calls", "reasoning_content"}
         if chosen.messages[:-1] != rejected.messages[:-1]:
@@ -284,15 +292,15 @@ class Preference(Task):
         )  # fmt: skip
 
     def unlabelled(self, row: Row) -> Example:
-        return self.conversation(self.chosen).unlabelled(row)
+        return self._conversation(self.chosen).unlabelled(row)
 
     def to_predict(self, text: str | Mapping[str, Any], number: int) -> Example:
-        return self.conversation(self.chosen).to_predict(text, number)
+        return self._conversation(self.chosen).to_predict(text, number)
 
     def to_answer(self, messages: Sequence[Mapping[str, Any]]) -> Example:
-        return self.conversation(self.chosen).to_answer(messages)
+        return self._conversation(self.chosen).to_answer(messages)
 
-    def conversation(self, answer: str) -> Chat:
+    def _conversation(self, answer: str) -> Chat:
         """The rows with the answer in one column, as a chat."""
         beside = {name: getattr(self, name) for name in BESIDE}
         if self.prompt is None:
