@@ -61,10 +61,11 @@ def find_adapter(
     if on_hub is not None:
         return downloaded(on_hub, file)
     names = [folder.name for folder in folders_with(out, file)]
-    within = sorted(found.parent.name for found in Path(path).glob(f"*/{file}"))
+    within = [found.parent for found in Path(path).glob(f"*/{file}")]
+    within.sort(key=lambda folder: (-len(folder.name), folder.name))
     hint = did_you_mean(str(path), names) if names else "Train one first: lora-domains fit."
     if within:  # the checkpoints of transformers' Trainer
-        hint = f"Name one of the folders in it: {listed(within, 5)}"
+        hint = f"Name one of the folders in it: {listed(within, 5)}."
     if ON_HUB.fullmatch(str(path)):
         hint += f" An adapter on the Hub needs its revision: {path}@REVISION."
     raise AdapterError(

@@ -66,14 +66,24 @@ def check_labels(adapter: Adapter, task: Task, found: Collection[str] = ()) -> N
 
     ``found`` are the labels of the rows.
     """
-    if adapter.card is None and adapter.head is not None and task.head and task.labels is None:
+    head = adapter.head
+    if adapter.card is not None or head is None:
+        return
+    if head.classes == 1:
         raise UsageError(
             where=adapter.name,
-            expected=f"the labels of its {adapter.head.classes} classes, in the order of its head",
+            expected="a head of two classes or more",
+            found="one of a single number, whose scale its folder does not say",
+            hint="Train it here: lora-domains fit --task number.",
+        )
+    if task.head and task.labels is None:
+        raise UsageError(
+            where=adapter.name,
+            expected=f"the labels of its {head.classes} classes, in the order of its head",
             found="none: its folder does not name them",
             hint="Declare labels=(…) or give --labels, in the order in which it was trained."
             + (f" If that is the order of the alphabet: --labels {','.join(sorted(found))}"
-               if len(found) == adapter.head.classes else ""),
+               if len(found) == head.classes else ""),
         )  # fmt: skip
 
 

@@ -99,7 +99,7 @@ def merge(bank: Bank, name: str, dtype: str | torch.dtype | None = None) -> Merg
     full.model.requires_grad_(True)
     full.model.generation_config = full.generation_config
     if adapter.card and adapter.card.adapter.chat.get("template") == "plain":
-        full.tokenizer.chat_template = base.chat_template.source()
+        full.tokenizer.chat_template = base.chat_template.plain
     record = {
         "schema": 1,
         "adapter": name,

@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 
 from lora_domains.data.source import file_of
-from lora_domains.errors import DataError, EmptyCell
+from lora_domains.errors import DataError, EmptyCell, UsageError
 from lora_domains.tasks import Number, Preference, Row, Task, is_null, plain_text
 from lora_domains.tasks.classification import USUAL_LABELS
 from lora_domains.tasks.messages import are_messages
@@ -158,7 +158,7 @@ def check_rated(task: Task, given: Sequence[Row]) -> None:
         return
     others = [name for name in given[0].values if name not in task.columns]
     pairs = Preference.from_columns([*given[0].values])
-    if pairs is not None and task.answer_column == pairs.chosen:
+    if pairs is not None and pairs.chosen in task.columns and pairs.rejected not in task.columns:
         return
     rejected = [name for name in given[0].values if name.casefold().startswith("rejected")]
     cells = {name: {(plain_text(row.values.get(name)) or "").casefold() for row in given}
@@ -176,6 +176,24 @@ def check_rated(task: Task, given: Sequence[Row]) -> None:
         "(--task preference); or keep the rows with good answers and name their columns: "
         "--text COLUMN --label COLUMN",
     )  # fmt: skip
+
+
+def alone(columns: Mapping[str, Column], asked: Sequence[str], answer: str) -> bool:
+    """Whether there are no texts but those of the columns that ask, and the ``answer``."""
+    return not any(column.holds in ("free text", "names") for name, column in columns.items()
+                   if name not in (*asked, answer))  # fmt: skip
+
+
+def check_text(task: Task, row: Row) -> None:
+    """Raise UsageError where a ``task`` of plain texts would read messages."""
+    cells = [_decoded(row.values.get(name)) for name in task.columns]
+    if not task.converses and any(are_messages(cell) for cell in cells):
+        raise UsageError(
+            where=f"--task {task.kind}",
+            expected="answers that are text",
+            found="messages",
+            hint="Learn the chosen ones as chats: --task chat",
+        )
 
 
 def from_cells(

@@ -13,8 +13,10 @@ from pathlib import Path
 
 from lora_domains.cli.columns import (
     Column,
+    alone,
     check_numbers,
     check_rated,
+    check_text,
     columns_of,
     from_cells,
     told,
@@ -101,6 +103,12 @@ def proposed(flags: argparse.Namespace, *, whole: bool = False) -> Proposal:
     return Proposal(domain, {name: why for name, why in more.items() if why}, columns)
 
 
+def proposed_task(flags: argparse.Namespace) -> tuple[Task, Reasons]:
+    """The task for the rows in ``flags.train``, and why. Raises as ``proposed``."""
+    given = _beginning(flags)
+    return _task(flags, given, columns_of(given))
+
+
 def _beginning(flags: argparse.Namespace) -> list[Row]:
     most = FEWEST_READ if str(flags.train).startswith("hub:") else MOST_READ
     try:
@@ -149,6 +157,7 @@ def _by_names(
         pairs = pairs.with_options(text=columns_named(flags.text, Data(flags.train)))
     chosen = pairs.of_chosen(kinds[0]) if pairs and flags.task and not flags.label else None
     if chosen is not None:
+        check_text(chosen, given[0])
         return chosen, ""
     if pairs is not None and Preference in kinds and flags.label in (None, pairs.chosen):
         why = "preference, by the columns of the rows; --task names another"
@@ -205,7 +214,9 @@ def _by_contents(
     if turns and Chat in kinds and not (flags.text or flags.label):
         return Chat(messages=turns[0]), {"task": f"chat, as {turns[0]} holds messages"}
     answer = flags.label or next((name for name in LABELS if name in columns), None)
-    answer = answer or _usual_answer(kinds, given, columns)
+    named_texts = columns_named(flags.text or "", Data(flags.train))
+    unnamed = {name: column for name, column in columns.items() if name not in named_texts}
+    answer = answer or _usual_answer(kinds, given, unnamed)
     text, why_text = _text(flags, given, columns, answer)
     known = columns_named(text, Data(flags.train)) if isinstance(text, str) and flags.text else text
     parts = (known,) if isinstance(known, str) else known
@@ -236,9 +247,10 @@ def _usual_answer(
     if several is not None and columns[several].holds == "lists" and asking(columns):
         raise _undecided(given, columns, "a column of one answer each", "--label COLUMN")
     name = named(columns, *ANSWERS)
-    # Of an answer in words a few may recur, as labels do.
-    able = name is not None and (len(kinds) == 1 or columns[name].holds == "free text")
-    return name if able else None
+    if name is None or columns[name].holds == "free text":
+        return name
+    # Of answers in words a few may recur, as labels do.
+    return name if len(kinds) == 1 and alone(columns, asking(columns), name) else None
 
 
 def _text(
@@ -249,7 +261,10 @@ def _text(
     if flags.text:
         return flags.text, ""
     asked = asking([name for name in columns if name != answer])
-    usual = answer in (None, name := named(columns, *ANSWERS)) and name is not None
+    name = named(columns, *ANSWERS)
+    usual = name is not None and (answer == name or (
+        answer is None and columns[name].holds != "free text" and alone(columns, asked, name)
+    ))  # fmt: skip
     if asked and usual and columns[asked[0]].holds in ("free text", "names"):
         why = "; ".join(f"{name}: {columns[name].in_words}" for name in asked)
         return asked if len(asked) > 1 else asked[0], why

@@ -360,7 +360,7 @@ def _leak_error(leaks: Leaks, parts: Mapping[str, Sequence[Example]]) -> LeakErr
     first = leaks.pairs[: min(SHOWN, leaks.exact)]
     pairs = "; ".join(f"{a} ({places[a]}) = {b} ({places[b]})" for a, b, _ in first)
     hint = "Drop them there (never from test): Data(drop_leaks=True) or --drop-leaks."
-    if leaks.exact == len(parts["test"]):
+    if len(copies(parts["train"], parts["test"])) == len(parts["train"]):
         hint = "Give other test rows, or none: then some are split off the training rows."
     return LeakError(
         where="test", expected="no test row among the rows used for training or validation",

@@ -4,6 +4,7 @@ Every view of a card or a report begins with it. It is read off the gates, so it
 than they decided.
 """
 
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -36,7 +37,7 @@ UNCHECKED = {
 GENTLER = "train again with fewer --epochs or a lower --lr"
 MORE_ROWS = "train on more rows or for fewer --epochs"
 SWAPPED = 0.3
-"""By how large a share of rows another order of labels must agree better to be suspected."""
+"""By how much recall, on average over classes, must rise in another order of labels."""
 HOPELESS = "No realistic number"
 """What an inconclusive gate says that more rows would not decide (``rules.too_few``)."""
 ADVICE = {
@@ -283,16 +284,18 @@ def _other_order(entry: AdapterEntry) -> str:
     import numpy as np
     from scipy.optimize import linear_sum_assignment
 
-    counts = np.array(entry.confusion["adapter"])
-    true, called = linear_sum_assignment(counts, maximize=True)
-    total, right, agrees = counts.sum(), counts.trace(), counts[true, called].sum()
-    if agrees - right < SWAPPED * total:
+    counts = np.array(entry.confusion["adapter"], dtype=float)
+    recalls = counts / np.maximum(counts.sum(1, keepdims=True), 1)  # by class: most rows are of one
+    true, called = linear_sum_assignment(recalls, maximize=True)
+    if recalls[true, called].sum() - recalls.trace() < SWAPPED * len(counts):
         return ""
-    labels = entry.confusion["labels"]
+    labels, total = entry.confusion["labels"], counts.sum()
     order = ",".join(labels[true[called.tolist().index(at)]] for at in range(len(labels)))
+    flag = "" if any("," in label for label in labels) else f" (--labels {shlex.quote(order)})"
     return (
-        f"Check the order of its labels first: with --labels {order} it would be right on "
-        f"{percent(agrees / total)} of these rows in place of {percent(right / total)}."
+        f"Check the order of its labels first: in another one{flag} it would be right on "
+        f"{percent(counts[true, called].sum() / total)} of these rows in place of "
+        f"{percent(counts.trace() / total)}."
     )
 
 

@@ -370,14 +370,18 @@ class ChatTemplate:
             ) from None
         return text
 
+    @property
+    def plain(self) -> str:
+        """``PLAIN``, which begins as a text of the tokenizer does."""
+        begins = self.tokenizer("a")["input_ids"][:1] == [self.tokenizer.bos_token_id]
+        return "{{ bos_token }}" + PLAIN if begins else PLAIN
+
     def source(self, tools: Sequence[Any] = ()) -> str:
         """The template's text, with a fixed date."""
         key = bool(tools)
         if key not in self._sources:
-            source = PLAIN
+            source = self.plain
             if self.own:
                 source = self.tokenizer.get_chat_template(tools=list(tools) or None)
-            elif self.tokenizer("a")["input_ids"][:1] == [self.tokenizer.bos_token_id]:
-                source = "{{ bos_token }}" + PLAIN
             self._sources[key] = CLOCK.sub(lambda m: repr(DAY.strftime(m[2])), source)
         return self._sources[key]

@@ -195,10 +195,10 @@ def test_a_kill_between_the_two_renames_is_repaired(base: Base, tmp_path: Path) 
 
 
 def test_the_checkpoints_in_a_folder_are_named(tmp_path: Path) -> None:
-    for name in ("checkpoint-100", "checkpoint-200"):
+    for name in ("checkpoint-100", "checkpoint-1000"):
         (tmp_path / "trained" / name).mkdir(parents=True)
         (tmp_path / "trained" / name / CONFIG).write_text("{}")
-    with pytest.raises(AdapterError, match="folders in it: checkpoint-100, checkpoint-200"):
+    with pytest.raises(AdapterError, match=r"folders in it: .*checkpoint-1000, .*checkpoint-100\."):
         find_adapter(tmp_path / "trained", tmp_path)
 
 

@@ -371,6 +371,9 @@ def test_a_chat_on_a_base_without_a_template_is_exported_with_the_plain_one(
     assert command(at)[-2:] == ["--chat-template", "./chat_template.jinja"]
     template = (at / "chat_template.jinja").read_text()
     assert model.tokenizer.apply_chat_template(turns, chat_template=template, **said) == expected
+    away = ("--to", "vllm", "--base", "/srv/elsewhere", "--out", str(at))
+    assert run("export", str(tmp_path / "chats"), *away) == 0
+    assert template == "{{ bos_token }}" + (at / "chat_template.jinja").read_text()
     text = (export("ollama") / "Modelfile").read_text()
     template = text.partition('TEMPLATE """')[2].rstrip().removesuffix('"""')
     assert rendered(template, Messages=turns) == expected.removeprefix("<s>")

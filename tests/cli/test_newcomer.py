@@ -139,6 +139,13 @@ def test_an_adapter_of_peft_is_evaluated_on_chats_as_they_are(
     assert "chat, by the columns of the rows" in capsys.readouterr().out
     entry = Card.read(Path("adapters", "theirs")).adapter
     assert (entry.task["kind"], entry.judged["metric"]) == ("chat", "nats_per_token")
+    # Labels that are numbers stay labels where --labels names them.
+    stars = [{"text": f"{row['text']} {n}", "label": n % 30} for n, row in enumerate(ROWS)]
+    named = ("--labels", ",".join(map(str, range(30))), "--name", "stars")
+    assert run("evaluate", str(theirs), "--test", write(tmp_path / "stars.csv", stars),
+               "--base", str(tiny_base), *named) in (1, 3)  # fmt: skip
+    stars_of = Card.read(Path("adapters", "stars")).adapter.judged["labels"]
+    assert stars_of == list(map(str, range(30)))
     assert run(*command, "--task", "chat", "--name", "again") in (1, 3)
     assert run("evaluate", "adapters/theirs", "--task", "chat", "--test", "test.json") == 2
     assert "Leave --task out" in capsys.readouterr().err

@@ -217,6 +217,41 @@ def test_a_chat_learns_the_chosen_answers_of_pairs(tmp_path: Path) -> None:
     assert proposal(tmp_path, rows, "--task", "chat", *named).domain.task.answer_column
 
 
+def test_chosen_answers_in_messages_are_chats(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    turns = [[{"role": "user", "content": long(n, 1)}, {"role": "assistant", "content": long(n, 2)}]
+             for n in range(60)]  # fmt: skip
+    path.write_text("\n".join(json.dumps({"chosen": t, "rejected": t[:1]}) for t in turns))
+    parser = Parser()
+    add_run_flags(parser, recipe=False)
+    found = proposed(parser.read(["--train", str(path), "--task", "chat"])).domain.task
+    assert found == Chat(messages="chosen")
+    rows = [{"prompt": t[0]["content"], "chosen": t, "rejected": t[:1]} for t in turns]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    with pytest.raises(UsageError, match="found messages"):
+        proposed(parser.read(["--train", str(path), "--task", "generation"]))
+
+
+@pytest.mark.parametrize(("columns", "flags", "text"), [
+    ({"prompt": "long", "response": "longest", "helpfulness": "label"},
+     ("--task", "classification"), "response"),
+    ({"question": "long", "answer": "longest", "score": "number"}, ("--task", "number"), "answer"),
+    ({"query": "long", "document": "longest", "output": "label"}, (), "document"),
+    ({"instruction": "long", "input": "longest", "output": "label"},
+     ("--task", "classification"), ("instruction", "input")),
+])  # fmt: skip
+def test_a_question_is_read_alone_only_where_nothing_else_is_text(
+    columns: dict[str, str], flags: tuple[str, ...], text: str | tuple[str, ...], tmp_path: Path
+) -> None:
+    cells = {"long": lambda n: long(n, 1), "longest": lambda n: 3 * (long(n, 2) + " "),
+             "label": lambda n: "ab"[n % 2], "number": lambda n: n / 7}  # fmt: skip
+    rows = [{name: cells[kind](n) for name, kind in columns.items()} for n in range(60)]
+    found = proposal(tmp_path, rows, *flags)
+    assert (*found.domain.task.input_columns,) == (text if isinstance(text, tuple) else (text,))
+    unread = {"query", "prompt", "question"} & {*columns}
+    assert all(f"not read: {name}" in found.reasons["text"] for name in unread)
+
+
 def test_several_answers_to_a_question_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     with path.open("w") as file:

@@ -36,7 +36,7 @@ from lora_domains.cli.parser import (
     add_report_flags,
     add_verb,
 )
-from lora_domains.cli.proposal import Reasons, proposed
+from lora_domains.cli.proposal import Reasons, proposed_task
 from lora_domains.cli.recipes import named_suite, open_model, show_evaluation, suite_of
 from lora_domains.console.forms import Cells, Decimals, Lines, dialect_for
 from lora_domains.console.rows import read_blocks
@@ -135,7 +135,7 @@ def evaluate(flags: argparse.Namespace) -> int:
     suite = suite_of(flags, model, named, card)
     model.load_adapter(folder, name)
     if not own and model.bank[name].head is not None and not domain.task.head:
-        domain = replace(domain, task=domain.task.with_options(head=True))
+        domain = replace(domain, task=_with_head(domain.task, name))
     evaluation = model.evaluate(domain, suite=suite, prepared=prepared)
     show_evaluation(model, evaluation)
     if flags.errors:
@@ -147,7 +147,8 @@ def evaluate(flags: argparse.Namespace) -> int:
 def _task(flags: argparse.Namespace, folder: Path, card: Card | None) -> tuple[Task, Reasons]:
     """The task of the test rows where neither a recipe nor the adapter's card has one, and why.
 
-    It is proposed as for training; an adapter with a trained head predicts labels or numbers.
+    It is proposed as for training; an adapter with a trained head, or --labels, is a classifier
+    unless --task says otherwise.
     """
     if flags.recipe or card is not None:
         if flags.task:
@@ -159,12 +160,19 @@ def _task(flags: argparse.Namespace, folder: Path, card: Card | None) -> tuple[T
         return task_from_record(card.adapter.task) if card else Classification(), {}
     if flags.test is None or (flags.prompt and not (flags.text or flags.task)):
         return Classification(), {}
-    given = vars(flags) | {"train": flags.test, "head": flags.head or _has_head(folder)}
-    found = proposed(argparse.Namespace(**given))
-    task, reasons = found.domain.task, {**found.reasons}
-    if reasons.pop("positive", None):  # whose recall decides only where it is named
-        task = task.with_options(positive=None)
-    return task, {name: why for name, why in reasons.items() if name != "group"}
+    labelled = flags.labels or _has_head(folder)
+    kind = flags.task or ("classification" if labelled else None)
+    return proposed_task(argparse.Namespace(**vars(flags) | {"train": flags.test, "task": kind}))
+
+
+def _with_head(task: Task, name: str) -> Task:
+    """``task`` predicted by a head; raises UsageError for one that is answered in words."""
+    if (headed := task.with_head()) is None:
+        raise UsageError(
+            where=name, expected="labels, which its head predicts",
+            found=f"rows of a {task.kind.replace('_', ' ')}", hint="Try --task classification.",
+        )  # fmt: skip
+    return headed
 
 
 def _has_head(folder: Path) -> bool:

@@ -19,10 +19,16 @@ from lora_domains.cli.parser import ADAPTERS, Verbs, add_adapter_argument, add_v
 from lora_domains.cli.recipes import open_model
 from lora_domains.console import Display
 from lora_domains.embedded import BASE_PATH
-from lora_domains.errors import AdapterCorrupt, AdapterUnsupported, UsageError, listed
+from lora_domains.errors import (
+    AdapterCorrupt,
+    AdapterUnsupported,
+    BaseModelError,
+    UsageError,
+    listed,
+)
 from lora_domains.report.card import CARD, Card
 from lora_domains.tasks import task_from_record
-from lora_domains.tokenization.turns import chat_options
+from lora_domains.tokenization.turns import PLAIN, chat_options
 
 if TYPE_CHECKING:
     from lora_domains.model import DomainModel
@@ -271,7 +277,7 @@ def for_vllm(folders: Sequence[Path], out: Path, base: str | None, display: Disp
         "--max-lora-rank", str(next(most for most in RANKS if most >= rank)),
         "--lora-modules", *(f"{name}=./{name}" for name in names),
     ]  # fmt: skip
-    template = _plain_template(folders, *bases[folders[0]])
+    template = _plain_template(folders, path, revision, display)
     command += ["--chat-template", f"./{TEMPLATE}"] if template else []
     told = {json.dumps(options) for folder in folders if (options := _told(folder))}
     if len(told) == 1:
@@ -346,8 +352,13 @@ def _told(folder: Path) -> dict[str, bool]:
     return chat_options(_chat(folder))
 
 
-def _plain_template(folders: Sequence[Path], path: str | None, revision: str | None) -> str | None:
-    """The template of adapters of chats whose base has none: vLLM would refuse to chat."""
+def _plain_template(
+    folders: Sequence[Path], path: str | None, revision: str | None, display: Display
+) -> str | None:
+    """The template of adapters of chats whose base has none: vLLM would refuse to chat.
+
+    Where the base is not here, a warning says that its tokenizer was not asked how a text begins.
+    """
     if all(_chat(folder).get("template") != "plain" for folder in folders):
         return None
     from lora_domains.modeling.base_check import load_tokenizer
@@ -355,8 +366,15 @@ def _plain_template(folders: Sequence[Path], path: str | None, revision: str | N
     from lora_domains.tokenization.chat_template import ChatTemplate
 
     source = str(path or BASE_PATH)
-    checkpoint = find_checkpoint(source, revision, source)
-    return ChatTemplate(load_tokenizer(checkpoint, source, bidirectional=False)).source()
+    try:
+        checkpoint = find_checkpoint(source, revision, source)
+        return ChatTemplate(load_tokenizer(checkpoint, source, bidirectional=False)).plain
+    except BaseModelError:
+        display.warn(
+            f"{source} is not here, so {TEMPLATE} begins with no token: if its tokenizer begins a "
+            "text with one, write {{ bos_token }} before the rest"
+        )
+        return PLAIN
 
 
 def _chat(folder: Path) -> Mapping[str, str]:
