@@ -213,6 +213,9 @@ def test_a_chat_learns_the_chosen_answers_of_pairs(tmp_path: Path) -> None:
         assert (*both.input_columns, both.answer_column) == ("about", "prompt", "chosen")
         with pytest.raises(DataError, match="'rejected' of rejected answers"):
             proposal(tmp_path, rows, "--task", kind, "--label", "rejected")
+    bare = [{"chosen": row["chosen"], "rejected": row["rejected"]} for row in rows]
+    with pytest.raises(DataError, match="'rejected' of rejected answers"):
+        proposal(tmp_path, bare, "--task", "generation")  # there is no text that asks
     named = ("--text", "prompt", "--label", "rejected")
     assert proposal(tmp_path, rows, "--task", "chat", *named).domain.task.answer_column
 
@@ -293,6 +296,9 @@ def test_the_decimal_sign_of_a_flag_is_taken(tmp_path: Path) -> None:
     for flags in (("--decimal", ","), ("--decimal", ",", "--task", "number")):
         found = proposal(tmp_path, rows, *flags).domain.task
         assert found == Number("text", "Gewicht", decimal=",")
+    spoilt = [row | {"Gewicht": "N/A" if n == 7 else row["Gewicht"]} for n, row in enumerate(rows)]
+    with pytest.raises(DataError, match=r"line 9, column 'Gewicht': .* found something else"):
+        proposal(tmp_path, spoilt, "--decimal", ",")
     few = [row | {"Gewicht": f"{n},5" if n == 3 else str(n)} for n, row in enumerate(rows)]
     with pytest.raises(DataError, match="Say that it is the decimal sign"):
         proposal(tmp_path, [row | {"Gewicht": row["Gewicht"] + "x" * (n == 9)}
